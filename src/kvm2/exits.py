@@ -1,0 +1,271 @@
+"""What ended a KVM_RUN, as small typed objects made from the shared `kvm_run` area.
+
+An `Mmio` read wants an answer before the vCPU runs again; every other exit is only to be looked at. The classes are
+plain ones with slots and not frozen dataclasses, because one is made for every exit.
+
+>>> from kvm2.exits import Mmio
+>>> area = memoryview(bytearray(4096))
+>>> exit = Mmio(0x0900_0018, 4, False, bytes(8), area)
+>>> exit
+Mmio(address=0x9000018, size=4, read)
+>>> exit.reply(0x90)
+>>> bytes(area[40:44]).hex()
+'90000000'
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from kvm2.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_REASON = 8
+UNION = 32
+_MMIO_DATA = UNION + 8
+
+# One unpacking serves the commonest exit: reason, then struct mmio (phys_addr, data, len, is_write).
+HOT = struct.Struct("=8xI20xQ8sIB")
+
+SHUTDOWN, RESET, CRASH, WAKEUP, SUSPEND, SEV_TERM = range(1, 7)
+_EVENT_NAMES = {1: "shutdown", 2: "reset", 3: "crash", 4: "wakeup", 5: "suspend", 6: "sev-term"}
+
+
+class Exit:
+    """The base of every exit. `kind` is the KVM_EXIT_ name in lower case; `ends` says that the vCPU will not go on."""
+
+    __slots__ = ()
+    kind = "unknown"
+    ends = False
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_show(getattr(self, name))}" for name in self.__slots__ if name[0] != "_")
+        return f"{type(self).__name__}({fields})"
+
+
+def _show(value: object) -> str:
+    return hex(value) if isinstance(value, int) and value > 9 else repr(value)
+
+
+class Mmio(Exit):
+    """KVM_EXIT_MMIO: an access of 1 to 8 bytes to a guest physical address without memory behind it.
+
+    `address` is the guest physical address, `size` the number of bytes, `is_write` the direction.
+    """
+
+    __slots__ = ("_area", "_raw", "address", "is_write", "size")
+    __match_args__ = ("address", "size", "is_write")
+    kind = "mmio"
+
+    def __init__(self, address: int, size: int, is_write: bool, raw: bytes, area: memoryview) -> None:
+        self.address = address
+        self.size = size
+        self.is_write = is_write
+        self._raw = raw
+        self._area = area
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that the guest wrote; of a read, what lay there before the answer."""
+        return self._raw[: self.size]
+
+    @property
+    def value(self) -> int:
+        """The bytes that the guest wrote, as a little-endian number."""
+        return int.from_bytes(self._raw[: self.size], "little")
+
+    def reply(self, data: bytes | bytearray | int) -> None:
+        """The answer to a read: exactly `size` bytes, or a number that fits in them. UsageError otherwise."""
+        size = self.size
+        if self.is_write:
+            raise UsageError(f"the guest wrote to {self.address:#x}: a write takes no reply (allowed: on reads)")
+        if isinstance(data, int):
+            if not 0 <= data < 1 << 8 * size:
+                raise UsageError(f"reply {data:#x} does not fit the guest's {size}-byte read of {self.address:#x}")
+            data = data.to_bytes(size, "little")
+        elif len(data) != size:
+            raise UsageError(f"a reply of {len(data)} bytes to a {size}-byte read of {self.address:#x}: give {size}")
+        self._area[_MMIO_DATA : _MMIO_DATA + size] = data
+
+    def __repr__(self) -> str:
+        what = f"write, data={self.data.hex()}" if self.is_write else "read"
+        return f"Mmio(address={self.address:#x}, size={self.size}, {what})"
+
+
+class SystemEvent(Exit):
+    """KVM_EXIT_SYSTEM_EVENT: `type` is KVM_SYSTEM_EVENT_*, `data` up to 16 words that say more."""
+
+    __slots__ = ("data", "type")
+    __match_args__ = ("type",)
+    kind = "system_event"
+
+    def __init__(self, type: int, data: tuple[int, ...] = ()) -> None:
+        self.type = type
+        self.data = data
+
+    @property
+    def name(self) -> str:
+        """"shutdown", "reset", "crash", "wakeup", "suspend"; "event 9" for one that has no name here."""
+        return _EVENT_NAMES.get(self.type, f"event {self.type}")
+
+    @property
+    def ends(self) -> bool:  # type: ignore[override]
+        return self.type in (SHUTDOWN, RESET, CRASH, SEV_TERM)
+
+    def __repr__(self) -> str:
+        return f"SystemEvent({self.name}, data={[hex(word) for word in self.data]})"
+
+
+class Interrupted(Exit):
+    """KVM_EXIT_INTR: `kick()`, a signal or `immediate_exit` got KVM_RUN back (errno EINTR); nothing is lost."""
+
+    __slots__ = ()
+    kind = "intr"
+
+
+class Hypercall(Exit):
+    """KVM_EXIT_HYPERCALL: an SMCCC call that a filter forwards; `flags` bit 0: made by SMC. x0..x3 are in the regs."""
+
+    __slots__ = ("args", "flags", "nr")
+    __match_args__ = ("nr",)
+    kind = "hypercall"
+
+    def __init__(self, nr: int, args: tuple[int, ...], flags: int) -> None:
+        self.nr = nr
+        self.args = args
+        self.flags = flags
+
+
+class Debug(Exit):
+    """KVM_EXIT_DEBUG: `hsr` is the syndrome of the debug exception, `far` its address."""
+
+    __slots__ = ("far", "hsr")
+    kind = "debug"
+
+    def __init__(self, hsr: int, far: int) -> None:
+        self.hsr = hsr
+        self.far = far
+
+
+class Nisv(Exit):
+    """KVM_EXIT_ARM_NISV: an access outside memory without instruction syndrome (a pair, SIMD, a cache operation)."""
+
+    __slots__ = ("esr_iss", "fault_ipa")
+    kind = "arm_nisv"
+
+    def __init__(self, esr_iss: int, fault_ipa: int) -> None:
+        self.esr_iss = esr_iss
+        self.fault_ipa = fault_ipa
+
+
+class MemoryFault(Exit):
+    """KVM_EXIT_MEMORY_FAULT: `size` bytes at `gpa` could not be made accessible; `flags` says which kind."""
+
+    __slots__ = ("flags", "gpa", "size")
+    kind = "memory_fault"
+
+    def __init__(self, flags: int, gpa: int, size: int) -> None:
+        self.flags = flags
+        self.gpa = gpa
+        self.size = size
+
+
+class FailEntry(Exit):
+    """KVM_EXIT_FAIL_ENTRY: the host could not enter the guest; `reason` is the hardware's."""
+
+    __slots__ = ("cpu", "reason")
+    kind = "fail_entry"
+    ends = True
+
+    def __init__(self, reason: int, cpu: int) -> None:
+        self.reason = reason
+        self.cpu = cpu
+
+
+class InternalError(Exit):
+    """KVM_EXIT_INTERNAL_ERROR: KVM itself could not go on; `suberror` and up to 16 words of `data`."""
+
+    __slots__ = ("data", "suberror")
+    kind = "internal_error"
+    ends = True
+
+    def __init__(self, suberror: int, data: tuple[int, ...]) -> None:
+        self.suberror = suberror
+        self.data = data
+
+
+class Other(Exit):
+    """Any other exit reason: `reason` is its number, `payload` the 256 bytes of the union."""
+
+    __slots__ = ("payload", "reason")
+    __match_args__ = ("reason",)
+
+    def __init__(self, reason: int, payload: bytes) -> None:
+        self.reason = reason
+        self.payload = payload
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return {5: "hlt", 7: "irq_window_open", 8: "shutdown", 31: "dirty_ring_full"}.get(
+            self.reason, f"exit {self.reason}"
+        )
+
+
+def _words(area: memoryview, offset: int, count: int) -> tuple[int, ...]:
+    return struct.unpack_from(f"={count}Q", area, offset)
+
+
+def _mmio(area: memoryview) -> Exit:
+    _, address, raw, size, is_write = HOT.unpack_from(area)
+    return Mmio(address, size, bool(is_write), raw, area)
+
+
+def _system_event(area: memoryview) -> Exit:
+    kind, count = struct.unpack_from("=II", area, UNION)
+    return SystemEvent(kind, _words(area, UNION + 8, min(count, 16)))
+
+
+def _internal(area: memoryview) -> Exit:
+    suberror, count = struct.unpack_from("=II", area, UNION)
+    return InternalError(suberror, _words(area, UNION + 8, min(count, 16)))
+
+
+def _hypercall(area: memoryview) -> Exit:
+    nr, *args, _, flags = struct.unpack_from("=9Q", area, UNION)
+    return Hypercall(nr, tuple(args), flags)
+
+
+def _debug(area: memoryview) -> Exit:
+    low, high, far = struct.unpack_from("=IIQ", area, UNION)
+    return Debug(low | high << 32, far)
+
+
+_DECODERS: dict[int, Callable[[memoryview], Exit]] = {
+    3: _hypercall,
+    4: _debug,
+    6: _mmio,
+    9: lambda area: FailEntry(*struct.unpack_from("=QI", area, UNION)),
+    10: lambda area: Interrupted(),
+    17: _internal,
+    24: _system_event,
+    28: lambda area: Nisv(*struct.unpack_from("=QQ", area, UNION)),
+    39: lambda area: MemoryFault(*struct.unpack_from("=QQQ", area, UNION)),
+}
+
+
+def decode(area: memoryview) -> Exit:
+    """The exit that a `kvm_run` area describes.
+
+    >>> area = memoryview(bytearray(4096))
+    >>> area[8], area[32] = 24, 1
+    >>> decode(area)
+    SystemEvent(shutdown, data=[])
+    """
+    reason = int(struct.unpack_from("=I", area, EXIT_REASON)[0])
+    decoder = _DECODERS.get(reason)
+    if decoder is None:
+        return Other(reason, bytes(area[UNION : UNION + 256]))
+    return decoder(area)

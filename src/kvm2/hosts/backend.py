@@ -1,0 +1,33 @@
+"""What the handles ask of whoever answers ioctls: the software KVM in this process, or a kernel.
+
+The arguments are a real kernel's: a file descriptor, the request's number, a number or the address of a structure in
+this process. `softkvm.door.SoftKvm` is one; another would call `fcntl.ioctl` and `mmap` on `/dev/kvm`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Backend(Protocol):
+    """One KVM: descriptors, ioctls, the vCPU's shared area. Refusals are KvmError with the errno."""
+
+    def open(self) -> int:
+        """A new descriptor of /dev/kvm."""
+        ...
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """The ioctl's result, 0 or more; KvmError(errno) when it is refused."""
+        ...
+
+    def kvm_run(self, fd: int) -> memoryview:
+        """The shared `kvm_run` area of a vCPU, writable, KVM_GET_VCPU_MMAP_SIZE bytes."""
+        ...
+
+    def kick(self, fd: int) -> None:
+        """Get a vCPU's KVM_RUN back with EINTR, as a signal to its thread does; it is not lost between two runs."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        ...

@@ -1,0 +1,72 @@
+"""MMIO: what a guest's access to no memory slot tells userspace, and how it is completed at the next KVM_RUN.
+
+After `io_mem_abort` and `kvm_handle_mmio_return` of arch/arm64/kvm/mmio.c. Field positions are those of
+`struct kvm_run`.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from kvm2.abi import exits
+from kvm2.errors import KvmError
+
+if TYPE_CHECKING:
+    from kvm2.softkvm.run import Execution
+
+# ESR_ELx fields of a data abort (Arm ARM, ISS encoding for an exception from a Data Abort).
+ISV, SSE, SF, CM, WNR = 1 << 24, 1 << 21, 1 << 15, 1 << 8, 1 << 6
+FSC_MASK = 0x3F
+MASK64 = (1 << 64) - 1
+
+# What of the syndrome userspace gets when it is not valid (kvm_vcpu_dabt_iss_nisv_sanitized).
+NISV_ISS = CM | WNR | FSC_MASK
+
+
+def access_size(esr: int) -> int:
+    """The bytes of the access: 1 << SAS."""
+    return 1 << (esr >> 22 & 3)
+
+
+def abort(ex: Execution, esr: int, ipa: int) -> bool:
+    """A data abort outside every slot: prepares the exit. False, as the guest is left; KvmError(ENOSYS) without ISV."""
+    run = ex.run_area
+    if not esr & ISV:
+        if not ex.vm.return_nisv_to_user:
+            raise KvmError(
+                errno.ENOSYS,
+                f"the access to IPA {ipa:#x}, outside every slot, has no valid syndrome (ESR_EL2 {esr:#x}: a pair, SIMD, "
+                "exclusive or write-back form): map memory there, or enable KVM_CAP_ARM_NISV_TO_USER",
+            )
+        exits.NISV.pack_into(run, exits.PAYLOAD, esr & NISV_ISS, ipa)
+        ex.exit_reason = exits.KVM_EXIT_ARM_NISV
+        return False
+    size, write = access_size(esr), bool(esr & WNR)
+    if write:
+        target = esr >> 16 & 31
+        value = ex.core.x[target] if target != 31 else 0
+        order = ex.byte_order()
+        run[exits.MMIO_DATA : exits.MMIO_DATA + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, order)
+    exits.MMIO_ADDRESS.pack_into(run, exits.PAYLOAD, ipa)
+    exits.MMIO_LENGTH.pack_into(run, exits.MMIO_DATA + 8, size, write)
+    ex.mmio_esr = esr
+    ex.exit_reason = exits.KVM_EXIT_MMIO
+    return False
+
+
+def complete(ex: Execution) -> None:
+    """Completes the access of the last MMIO exit: the register of a load gets the data, PC goes on."""
+    esr = ex.mmio_esr
+    ex.mmio_esr = 0
+    if not esr & WNR:
+        size = access_size(esr)
+        value = int.from_bytes(ex.run_area[exits.MMIO_DATA : exits.MMIO_DATA + size], ex.byte_order())
+        if esr & SSE and value >> (8 * size - 1):
+            value |= MASK64 << 8 * size & MASK64
+        if not esr & SF:
+            value &= 0xFFFF_FFFF
+        target = esr >> 16 & 31
+        if target != 31:
+            ex.set_x(target, value)
+    ex.set_pc(ex.get_pc() + 4)

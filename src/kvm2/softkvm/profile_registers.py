@@ -1,0 +1,56 @@
+"""Registers and fields that describe a host: names, encodings, and reading and changing one field.
+
+>>> hex(encoding("ID_AA64MMFR0_EL1")), encoding("S3_0_C0_C7_0") == encoding("ID_AA64MMFR0_EL1")
+('0xc038', True)
+>>> field_of({encoding("ID_AA64MMFR0_EL1"): 0x1125}, "ID_AA64MMFR0_EL1", 0)
+5
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from kvm2.abi.sysregs import SYSREGS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MIDR = "MIDR_EL1"
+CTR = "CTR_EL0"
+PFR0, PFR1 = "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1"
+DFR0 = "ID_AA64DFR0_EL1"
+ISAR0, ISAR1, ISAR2 = "ID_AA64ISAR0_EL1", "ID_AA64ISAR1_EL1", "ID_AA64ISAR2_EL1"
+MMFR0, MMFR1, MMFR2 = "ID_AA64MMFR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1"
+ZFR0 = "ID_AA64ZFR0_EL1"
+AA32_PFR1, AA32_DFR0 = "ID_PFR1_EL1", "ID_DFR0_EL1"
+
+_GENERIC = re.compile(r"S(\d)_(\d)_C(\d+)_C(\d+)_(\d)\Z", re.IGNORECASE)
+
+
+def encoding(name: str) -> int:
+    """op0<<14 | op1<<11 | crn<<7 | crm<<3 | op2 of a register by the Arm ARM's name or as S3_0_C0_C7_0.
+
+    Raises KeyError for a name that is not known.
+    """
+    if name in SYSREGS:
+        return SYSREGS[name]
+    generic = _GENERIC.match(name)
+    if generic is None:
+        raise KeyError(name)
+    op0, op1, crn, crm, op2 = (int(number) for number in generic.groups())
+    if op0 not in (2, 3) or op1 > 7 or crn > 15 or crm > 15 or op2 > 7:
+        raise KeyError(name)
+    return op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+
+
+def field_of(registers: Mapping[int, int], name: str, lsb: int, width: int = 4) -> int:
+    """One unsigned field of a register; a register that is not described reads as zero."""
+    return registers.get(encoding(name), 0) >> lsb & (1 << width) - 1
+
+
+def with_field(registers: dict[int, int], name: str, lsb: int, value: int, width: int = 4) -> None:
+    """Sets one field in place."""
+    enc = encoding(name)
+    mask = (1 << width) - 1 << lsb
+    registers[enc] = registers.get(enc, 0) & ~mask | value << lsb & mask

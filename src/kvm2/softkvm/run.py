@@ -1,0 +1,238 @@
+"""KVM_RUN: one vCPU's time in the guest, and what ends it.
+
+After `kvm_arch_vcpu_ioctl_run` and `handle_exit` of arch/arm64/kvm. The emulated core runs EL1 and EL0 by itself; each
+exception to EL2 arrives in `Execution.trap`, which either handles it and lets the guest go on, or prepares an exit.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+from kvm2.abi import exits
+from kvm2.errors import KvmError
+from kvm2.softkvm import faults, hypercall, mmio, signals
+from kvm2.softkvm.cpu.core import Core
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from kvm2.softkvm.vcpu import Vcpu
+    from kvm2.softkvm.vm import Vm
+
+EC_WFX, EC_PAC, EC_HVC64, EC_SMC64, EC_SYS64, EC_SVE, EC_IABT, EC_DABT = 0x01, 0x09, 0x16, 0x17, 0x18, 0x19, 0x20, 0x24
+ESR_UNDEF = 1 << 25  # EC 0 (unknown reason), a 32-bit instruction
+PSTATE_NRW = 0x10
+EXIT_REASON = struct.Struct("=I")
+IMMEDIATE_EXIT = 1
+
+# A blocked vCPU (WFI, powered off) wakes up by itself this often, so that Python's signal handlers run in time.
+NAP_SECONDS = 0.2
+
+
+class Execution:
+    """A vCPU's emulated core, made at its first KVM_RUN, and the loop around it.
+
+    State: which side holds the registers (`vcpu.dirty`: the VMM changed them; `stale`: the core did), the access of an
+    MMIO exit that waits for its completion, a signal that has arrived.
+    """
+
+    def __init__(self, vm: Vm, vcpu: Vcpu, run_area: memoryview) -> None:
+        self.vm, self.vcpu, self.run_area = vm, vcpu, run_area
+        self.core: Core = None  # type: ignore[assignment]  # set at the first run, before anything uses it
+        self.mmio_esr = 0
+        self.exit_reason = exits.KVM_EXIT_UNKNOWN
+        self.stale = False
+        self._failure: BaseException | None = None
+        self._running = False
+        self._signalled = False
+        self._wake = threading.Event()
+        self._stage2_seen = self._code_seen = -1
+
+    # ---- registers: the core's while it holds them, else the vCPU's state
+
+    def pull(self) -> None:
+        """Brings `vcpu.state` up to date with the core."""
+        if self.stale:
+            self.core.save(self.vcpu.state)
+            self.stale = False
+
+    def get_pc(self) -> int:
+        return self.core.pc
+
+    def set_pc(self, value: int) -> None:
+        self.core.pc = value
+        self.stale = True
+
+    def set_x(self, number: int, value: int) -> None:
+        self.core.x[number] = value
+        self.stale = True
+
+    def byte_order(self) -> Literal["little", "big"]:
+        """The guest's data byte order: SCTLR_EL1.EE, or E0E at EL0."""
+        return "big" if self.core.big_endian() else "little"
+
+    # ---- KVM_RUN
+
+    def run(self) -> int:
+        """0 with an exit in the run area; KvmError(EINTR) after a signal, or what the kernel answers a wrong use with."""
+        self.vcpu.check_runnable()
+        self.vm.first_run(self.vcpu)
+        self._prepare()
+        self._signalled, self._running = False, True
+        watching = signals.enter(self._signal)
+        try:
+            if self.mmio_esr and self.exit_reason == exits.KVM_EXIT_MMIO:
+                mmio.complete(self)
+            if self.run_area[IMMEDIATE_EXIT]:
+                raise KvmError(errno.EINTR, "kvm_run.immediate_exit is set")
+            self.exit_reason = exits.KVM_EXIT_UNKNOWN
+            self._loop()
+        finally:
+            if watching:
+                signals.leave()
+            self._running = False
+            EXIT_REASON.pack_into(self.run_area, exits.EXIT_REASON, self.exit_reason)
+        return 0
+
+    def _prepare(self) -> None:
+        """A core that holds the vCPU's registers."""
+        vcpu = self.vcpu
+        if self.core is None:
+            self.core = self.vm.make_core(vcpu, self.trap)
+            vcpu.dirty = True
+        if vcpu.dirty:
+            if vcpu.state.pstate & PSTATE_NRW:
+                raise KvmError(
+                    errno.EOPNOTSUPP,
+                    f"PSTATE {vcpu.state.pstate:#x} is AArch32, which the emulated core does not execute: set an AArch64 mode",
+                )
+            self.core.load(vcpu.state)
+            # The VMM may have written new instructions before it set registers: translated code must not outlive them.
+            self.core.flush_code()
+            vcpu.dirty = self.stale = False
+
+    def _loop(self) -> None:
+        while True:
+            if self._signalled:
+                self.exit_reason = exits.KVM_EXIT_INTR
+                raise KvmError(errno.EINTR, "a signal arrived")
+            if self.vm.dead:
+                raise KvmError(errno.EIO, self.vm.dead)
+            if self.vcpu.stopped():
+                self._nap()
+                continue
+            outcome = self._enter()
+            if outcome == "trap":
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    raise failure
+                return
+            if outcome == "wfi":
+                self._nap()
+            elif outcome == "error":
+                raise KvmError(errno.EFAULT, self.core.error)
+
+    def _enter(self) -> str:
+        """Into the guest, until something ends it, with the other vCPUs of the VM out of it."""
+        vm, core = self.vm, self.core
+        vm.run_lock.acquire(core.stop)
+        try:
+            self._synchronise()
+            self.stale = True
+            return core.run()
+        finally:
+            vm.run_lock.release()
+
+    def _synchronise(self) -> None:
+        """What others changed since this core last ran: stage-2 entries, code, translations (TLBI stays local)."""
+        vm, core = self.vm, self.core
+        if vm.last_core is not core:
+            vm.last_core = core
+            core.flush_tlb()
+        if self._stage2_seen != vm.stage2.generation:
+            self._stage2_seen = vm.stage2.generation
+            core.flush_tlb()
+        if self._code_seen != vm.code_generation:
+            self._code_seen = vm.code_generation
+            core.flush_code()
+
+    # ---- being interrupted
+
+    def _signal(self, arrived: bool) -> None:
+        if arrived:
+            self._signalled = True
+        self._wake.set()
+        if self.core is not None:
+            self.core.stop()
+
+    def kick(self) -> None:
+        """What a signal does: ends a KVM_RUN that is under way."""
+        if self._running:
+            self._signal(True)
+
+    def wake(self) -> None:
+        """The vCPU's power state changed: it looks again."""
+        self._signal(False)
+
+    def _nap(self) -> None:
+        self._wake.wait(NAP_SECONDS)
+        self._wake.clear()
+
+    # ---- exceptions to EL2
+
+    def trap(self) -> bool:
+        """Called inside the core for each exception to EL2. True: go on in the guest; False: leave it."""
+        try:
+            return self._dispatch(self.core.syndrome >> 26)
+        except BaseException as failure:
+            # Nothing may pass through the emulator's C frames: it is raised again behind them.
+            self._failure = failure
+            return False
+
+    def _dispatch(self, ec: int) -> bool:
+        if ec in (EC_DABT, EC_IABT):
+            return faults.handle(self)
+        if ec == EC_HVC64:
+            return hypercall.call(self, smc=False)
+        if ec == EC_SMC64:
+            return hypercall.smc(self)
+        if ec == EC_SYS64:
+            return self._system_register()
+        # SVE or pointer authentication without the feature, and whatever else is not the guest's to use.
+        self.undefined()
+        return True
+
+    def undefined(self) -> None:
+        """The guest gets the exception for an undefined instruction (`kvm_inject_undefined`)."""
+        self.core.deliver_el1(ESR_UNDEF)
+
+    def _system_register(self) -> bool:
+        """A trapped MRS, MSR or system instruction: ISS of EC 0x18."""
+        core = self.core
+        iss = core.syndrome
+        read, target = iss & 1, iss >> 5 & 31
+        enc = (iss >> 20 & 3) << 14 | (iss >> 14 & 7) << 11 | (iss >> 10 & 15) << 7 | (iss >> 1 & 15) << 3 | iss >> 17 & 7
+        if enc in CODE_MAINTENANCE:
+            self.vm.code_generation += 1
+            core.pc += 4
+            return True
+        operand = core.x[target] if target != 31 and not read else 0
+        value = self.vcpu.guest_sysreg(enc, not read, operand)
+        if value is None:
+            self.undefined()
+            return True
+        if read and target != 31:
+            core.x[target] = value
+        core.pc += 4
+        return True
+
+
+def _sys(op1: int, crm: int, op2: int) -> int:
+    return 1 << 14 | op1 << 11 | 7 << 7 | crm << 3 | op2
+
+
+# IC IALLUIS, IC IALLU, IC IVAU, DC CVAU, DC CVAP: only those that drop instructions count as a change of code.
+CODE_MAINTENANCE = frozenset({_sys(0, 1, 0), _sys(0, 5, 0), _sys(3, 5, 1)})

@@ -1,0 +1,188 @@
+"""A VM: its memory, vCPUs, devices, capabilities, and what its creation decided."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, TypeVar
+
+from kvm2.abi import ioctls
+from kvm2.abi.structs import CreateDevice, CreateGuestMemfd, EnableCap, MemoryAttributes, UserspaceMemoryRegion
+from kvm2.abi.structs_arm64 import ArmCounterOffset, ArmDeviceAddr, RegMaskRange, VcpuInit
+from kvm2.device import Device
+from kvm2.errors import UsageError
+from kvm2.handle import Buffer, DeviceAttributes, Memories, checked_word
+from kvm2.names import capability, device_type
+from kvm2.ram import LOG_DIRTY_PAGES, READONLY, Allocation, Ram
+from kvm2.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvm2.abi.findings import Finding
+    from kvm2.abi.layout import Structure
+    from kvm2.hosts.backend import Backend
+
+FEATURE_ID_WORDS = 3 * 8 * 8  # KVM_ARM_FEATURE_ID_RANGE_SIZE: op1 of 0, 1 and 3, CRm 0..7, op2 0..7
+
+A = TypeVar("A", bound="Structure")
+
+
+class Vm(DeviceAttributes):
+    """One VM. `notes` has what creation said without refusing (attributes skipped, defaults used).
+
+    Slots are numbered by `map` from 0 upwards, unless told; `rams` has those that `map` made and `unmap` has not undone.
+    """
+
+    def __init__(self, backend: Backend, fd: int, notes: Sequence[Finding] = ()) -> None:
+        memories = Memories()
+        super().__init__(backend, fd, memories)
+        self._memories = memories
+        self.notes = tuple(notes)
+        self.rams: dict[int, Ram] = {}
+
+    # -- memory
+
+    def map(
+        self, gpa: int, size: int, *, slot: int | None = None, readonly: bool = False, log_dirty: bool = False
+    ) -> Ram:
+        """`size` bytes of zeroed memory that the guest sees at guest physical address `gpa` (KVM_SET_USER_MEMORY_REGION).
+
+        KvmError where KVM refuses: EINVAL misaligned, EEXIST overlap, EFAULT beyond the VM's IPA space.
+        """
+        if slot is None:
+            slot = next(number for number in range(len(self.rams) + 1) if number not in self.rams)
+        checked_word("gpa", gpa, 64)
+        if not isinstance(size, int) or size <= 0:
+            raise UsageError(f"size = {size!r}: allowed are whole numbers of bytes above 0 (Ram.unmap deletes a slot)")
+        allocation = Allocation(size, gpa)
+        flags = READONLY * readonly | LOG_DIRTY_PAGES * log_dirty
+        # Held before the call, so that the memory is there as soon as the host knows of it.
+        self._memories.append(allocation)
+        try:
+            self.set_memory_region(slot, gpa, size, allocation.address, flags)
+        except BaseException:
+            self._memories.remove(allocation)
+            raise
+        ram = self.rams[slot] = Ram(self, slot, gpa, size, flags, allocation)
+        return ram
+
+    def set_memory_region(self, slot: int, gpa: int, size: int, address: int, flags: int = 0) -> None:
+        """KVM_SET_USER_MEMORY_REGION with memory of the caller's; size 0 deletes. `map` is the easy way."""
+        region = UserspaceMemoryRegion(checked_word("slot", slot, 32), flags, gpa, size, address)
+        self.ioctl(ioctls.KVM_SET_USER_MEMORY_REGION, region)
+
+    def _forget(self, ram: Ram, allocation: Allocation) -> None:
+        if self.rams.get(ram.slot) is ram:
+            del self.rams[ram.slot]
+        if allocation in self._memories:
+            self._memories.remove(allocation)
+
+    def _pieces(self, gpa: int, size: int) -> list[tuple[Ram, int, int]]:
+        """(memory, offset, bytes) of every part of a guest physical range; UsageError where none is mapped."""
+        pieces, at = [], gpa
+        while at < gpa + size:
+            ram = next((r for r in self.rams.values() if r.gpa <= at < r.gpa + r.size), None)
+            if ram is None:
+                have = ", ".join(f"{r.gpa:#x}..{r.gpa + r.size:#x}" for r in self.rams.values()) or "nothing"
+                raise UsageError(f"guest physical address {at:#x} has no memory behind it; mapped: {have}")
+            take = min(gpa + size, ram.gpa + ram.size) - at
+            pieces.append((ram, at - ram.gpa, take))
+            at += take
+        return pieces
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """`size` bytes at a guest physical address, across slots; UsageError where no `map`ped memory is."""
+        return b"".join(ram.read(offset, count) for ram, offset, count in self._pieces(gpa, size))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at a guest physical address, across slots; nothing is written where a part is not mapped."""
+        done = 0
+        for ram, offset, count in self._pieces(gpa, len(data)):
+            ram.write(offset, data[done : done + count])
+            done += count
+
+    def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE (8) or 0."""
+        self.ioctl(ioctls.KVM_SET_MEMORY_ATTRIBUTES, MemoryAttributes(address=gpa, size=size, attributes=attributes))
+
+    def create_guest_memfd(self, size: int, flags: int = 0) -> int:
+        """KVM_CREATE_GUEST_MEMFD: a descriptor of the backend."""
+        return self.ioctl(ioctls.KVM_CREATE_GUEST_MEMFD, CreateGuestMemfd(size=size, flags=flags))
+
+    # -- vCPUs and devices
+
+    def create_vcpu(self, id: int = 0) -> Vcpu:
+        """KVM_CREATE_VCPU."""
+        return Vcpu(self, self.ioctl(ioctls.KVM_CREATE_VCPU, checked_word("vcpu id", id, 32)), id)
+
+    def preferred_target(self) -> VcpuInit:
+        """KVM_ARM_PREFERRED_TARGET: the target to initialise vCPUs with."""
+        return self.exchange(ioctls.KVM_ARM_PREFERRED_TARGET, VcpuInit(0))
+
+    def create_device(self, kind: str | int, *, test: bool = False) -> Device | None:
+        """KVM_CREATE_DEVICE by name ("vgic-v3", "vgic-v2", "vgic-its") or number; `test` only asks, and gives None."""
+        asked = CreateDevice(type=device_type(kind), fd=0, flags=int(test))
+        made = self.exchange(ioctls.KVM_CREATE_DEVICE, asked)
+        return None if test else Device(self, made.fd, made.type)
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP: a GICv2, the old way."""
+        self.ioctl(ioctls.KVM_CREATE_IRQCHIP)
+
+    def irq_line(self, irq: int, level: bool) -> None:
+        """KVM_IRQ_LINE: type 31:28 | vcpu2 | irq type 27:24 | vcpu 23:16 | irq 15:0, as api.rst has it for arm64."""
+        value = Buffer(struct.pack("=II", checked_word("irq", irq, 32), int(level)))
+        self.ioctl(ioctls.KVM_IRQ_LINE, value)
+
+    def set_device_addr(self, id: int, address: int) -> None:
+        """KVM_ARM_SET_DEVICE_ADDR: where a GICv2 frame is, the old way."""
+        self.ioctl(ioctls.KVM_ARM_SET_DEVICE_ADDR, ArmDeviceAddr(id, address))
+
+    def set_counter_offset(self, offset: int) -> None:
+        """KVM_ARM_SET_COUNTER_OFFSET."""
+        self.ioctl(ioctls.KVM_ARM_SET_COUNTER_OFFSET, ArmCounterOffset(counter_offset=offset))
+
+    # -- capabilities and identification registers
+
+    def check_extension(self, cap: str | int) -> int:
+        """KVM_CHECK_EXTENSION on the VM: what holds for this one."""
+        return self.ioctl(ioctls.KVM_CHECK_EXTENSION, capability(cap))
+
+    def enable_cap(self, cap: str | int, *args: int, flags: int = 0) -> int:
+        """KVM_ENABLE_CAP on the VM, with up to four words."""
+        if len(args) > 4:
+            raise UsageError(f"KVM_ENABLE_CAP takes up to 4 words, not {len(args)}")
+        words = tuple(args) + (0,) * (4 - len(args))
+        return self.ioctl(ioctls.KVM_ENABLE_CAP, EnableCap(cap=capability(cap), flags=flags, args=words))
+
+    def writable_masks(self) -> tuple[int, ...]:
+        """KVM_ARM_GET_REG_WRITABLE_MASKS: which bits of each ID register userspace may change.
+
+        192 words: index (op1 0, 1, 3 as 0, 1, 2) * 64 + CRm * 8 + op2 of op0 = 3, CRn = 0 (KVM_ARM_FEATURE_ID_RANGE_IDX).
+        """
+        words = Buffer(8 * FEATURE_ID_WORDS)
+        self.ioctl(ioctls.KVM_ARM_GET_REG_WRITABLE_MASKS, RegMaskRange(addr=words.address, range=0))
+        return struct.unpack(f"={FEATURE_ID_WORDS}Q", words.bytes())
+
+    # -- KVM_CREATE_VM2
+
+    def get_attr(self, attribute: type[A] | int) -> A:
+        """KVM_VM2_GET_ATTR: the value in force of an attribute, by class or type number.
+
+        KvmError: ENOENT unknown here, EOPNOTSUPP an attribute that has no value (types 3 to 5).
+        """
+        from kvm2.negotiation import get_attr
+
+        return get_attr(self, attribute)
+
+    def set_attrs(self, attributes: Sequence[object] = (), *, dry_run: bool = False) -> tuple[Finding, ...]:
+        """KVM_VM2_SET_ATTRS on a VM that is being configured; returns the notes. KvmError with every finding."""
+        from kvm2.negotiation import send
+
+        return send(self, ioctls.KVM_VM2_SET_ATTRS, attributes, dry_run=dry_run)[1]
+
+    def commit(self, attributes: Sequence[object] = (), *, dry_run: bool = False) -> tuple[Finding, ...]:
+        """KVM_VM2_COMMIT: the end of the negotiation phase; returns the notes. KvmError with every finding."""
+        from kvm2.negotiation import send
+
+        return send(self, ioctls.KVM_VM2_COMMIT, attributes, dry_run=dry_run)[1]
