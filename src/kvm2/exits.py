@@ -18,28 +18,38 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from kvm2.abi import exits as abi
 from kvm2.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EXIT_REASON = 8
-UNION = 32
-_MMIO_DATA = UNION + 8
+_UNION = abi.UNION_OFFSET
+_MMIO_DATA = _UNION + next(entry.offset for entry in abi.Mmio.LAYOUT.fields if entry.name == "data")
+_REASON = struct.Struct("=I")
 
-# One unpacking serves the commonest exit: reason, then struct mmio (phys_addr, data, len, is_write).
+# One unpacking serves the commonest exit: exit_reason, then struct mmio (phys_addr, data, len, is_write); a test holds
+# it against the declared layout.
 HOT = struct.Struct("=8xI20xQ8sIB")
 
-SHUTDOWN, RESET, CRASH, WAKEUP, SUSPEND, SEV_TERM = range(1, 7)
-_EVENT_NAMES = {1: "shutdown", 2: "reset", 3: "crash", 4: "wakeup", 5: "suspend", 6: "sev-term"}
+_ENDING_EVENTS = (
+    abi.KVM_SYSTEM_EVENT_SHUTDOWN,
+    abi.KVM_SYSTEM_EVENT_RESET,
+    abi.KVM_SYSTEM_EVENT_CRASH,
+    abi.KVM_SYSTEM_EVENT_SEV_TERM,
+)
+_EVENT_NAMES = {
+    getattr(abi, f"KVM_SYSTEM_EVENT_{name.upper()}"): name
+    for name in ("shutdown", "reset", "crash", "wakeup", "suspend", "sev_term")
+}
 
 
 class Exit:
     """The base of every exit. `kind` is the KVM_EXIT_ name in lower case; `ends` says that the vCPU will not go on."""
 
-    __slots__ = ()
-    kind = "unknown"
-    ends = False
+    __slots__: tuple[str, ...] = ()
+    kind: str = "unknown"
+    ends: bool = False
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={_show(getattr(self, name))}" for name in self.__slots__ if name[0] != "_")
@@ -108,12 +118,12 @@ class SystemEvent(Exit):
 
     @property
     def name(self) -> str:
-        """"shutdown", "reset", "crash", "wakeup", "suspend"; "event 9" for one that has no name here."""
+        """ "shutdown", "reset", "crash", "wakeup", "suspend"; "event 9" for one that has no name here."""
         return _EVENT_NAMES.get(self.type, f"event {self.type}")
 
     @property
     def ends(self) -> bool:  # type: ignore[override]
-        return self.type in (SHUTDOWN, RESET, CRASH, SEV_TERM)
+        return self.type in _ENDING_EVENTS
 
     def __repr__(self) -> str:
         return f"SystemEvent({self.name}, data={[hex(word) for word in self.data]})"
@@ -209,13 +219,7 @@ class Other(Exit):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        return {5: "hlt", 7: "irq_window_open", 8: "shutdown", 31: "dirty_ring_full"}.get(
-            self.reason, f"exit {self.reason}"
-        )
-
-
-def _words(area: memoryview, offset: int, count: int) -> tuple[int, ...]:
-    return struct.unpack_from(f"={count}Q", area, offset)
+        return abi.name_of(self.reason).removeprefix("KVM_EXIT_").lower()
 
 
 def _mmio(area: memoryview) -> Exit:
@@ -224,35 +228,50 @@ def _mmio(area: memoryview) -> Exit:
 
 
 def _system_event(area: memoryview) -> Exit:
-    kind, count = struct.unpack_from("=II", area, UNION)
-    return SystemEvent(kind, _words(area, UNION + 8, min(count, 16)))
+    event = abi.SystemEvent.unpack(area, _UNION)
+    return SystemEvent(event.type, event.data[: min(event.ndata, 16)])
 
 
 def _internal(area: memoryview) -> Exit:
-    suberror, count = struct.unpack_from("=II", area, UNION)
-    return InternalError(suberror, _words(area, UNION + 8, min(count, 16)))
+    error = abi.InternalError.unpack(area, _UNION)
+    return InternalError(error.suberror, error.data[: min(error.ndata, 16)])
 
 
 def _hypercall(area: memoryview) -> Exit:
-    nr, *args, _, flags = struct.unpack_from("=9Q", area, UNION)
-    return Hypercall(nr, tuple(args), flags)
+    call = abi.Hypercall.unpack(area, _UNION)
+    return Hypercall(call.nr, call.args, call.flags)
 
 
 def _debug(area: memoryview) -> Exit:
-    low, high, far = struct.unpack_from("=IIQ", area, UNION)
-    return Debug(low | high << 32, far)
+    arch = abi.Debug.unpack(area, _UNION).arch
+    return Debug(arch.hsr | arch.hsr_high << 32, arch.far)
+
+
+def _fail_entry(area: memoryview) -> Exit:
+    failure = abi.FailEntry.unpack(area, _UNION)
+    return FailEntry(failure.hardware_entry_failure_reason, failure.cpu)
+
+
+def _nisv(area: memoryview) -> Exit:
+    access = abi.ArmNisv.unpack(area, _UNION)
+    return Nisv(access.esr_iss, access.fault_ipa)
+
+
+def _memory_fault(area: memoryview) -> Exit:
+    fault = abi.MemoryFault.unpack(area, _UNION)
+    return MemoryFault(fault.flags, fault.gpa, fault.size)
 
 
 _DECODERS: dict[int, Callable[[memoryview], Exit]] = {
-    3: _hypercall,
-    4: _debug,
-    6: _mmio,
-    9: lambda area: FailEntry(*struct.unpack_from("=QI", area, UNION)),
-    10: lambda area: Interrupted(),
-    17: _internal,
-    24: _system_event,
-    28: lambda area: Nisv(*struct.unpack_from("=QQ", area, UNION)),
-    39: lambda area: MemoryFault(*struct.unpack_from("=QQQ", area, UNION)),
+    abi.KVM_EXIT_HYPERCALL: _hypercall,
+    abi.KVM_EXIT_DEBUG: _debug,
+    abi.KVM_EXIT_MMIO: _mmio,
+    abi.KVM_EXIT_FAIL_ENTRY: _fail_entry,
+    abi.KVM_EXIT_INTR: lambda area: Interrupted(),
+    abi.KVM_EXIT_INTERNAL_ERROR: _internal,
+    abi.KVM_EXIT_SYSTEM_EVENT: _system_event,
+    abi.KVM_EXIT_ARM_NISV: _nisv,
+    abi.KVM_EXIT_MEMORY_FAULT: _memory_fault,
 }
 
 
@@ -264,8 +283,8 @@ def decode(area: memoryview) -> Exit:
     >>> decode(area)
     SystemEvent(shutdown, data=[])
     """
-    reason = int(struct.unpack_from("=I", area, EXIT_REASON)[0])
+    reason = int(_REASON.unpack_from(area, abi.EXIT_REASON_OFFSET)[0])
     decoder = _DECODERS.get(reason)
     if decoder is None:
-        return Other(reason, bytes(area[UNION : UNION + 256]))
+        return Other(reason, bytes(area[_UNION : _UNION + 256]))
     return decoder(area)

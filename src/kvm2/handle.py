@@ -95,7 +95,7 @@ class Handle:
         return KvmError(errno.EBADF, f"this {type(self).__name__} is closed: make a new one")
 
     def ioctl(self, request: int, argument: int | Structure | Buffer = 0) -> int:
-        """Any ioctl: its request number, and a number, a structure or a buffer. The kernel's result; KvmError if refused.
+        """Any ioctl: its request number, and a number, a structure or a buffer. KvmError if refused.
 
         A structure is copied: what the host writes back is in `exchange`.
         """

@@ -7,14 +7,15 @@ import struct
 import threading
 from typing import TYPE_CHECKING, cast
 
-from kvm2.abi import ioctls
+from kvm2.abi import exits as abi
+from kvm2.abi import ioctls, onereg
 from kvm2.abi.structs import EnableCap, MpState, OneReg
 from kvm2.abi.structs_arm64 import VcpuEvents, VcpuInit
 from kvm2.errors import KvmError, UsageError
 from kvm2.exits import HOT, Exit, Interrupted, Mmio, decode
 from kvm2.handle import Buffer, DeviceAttributes, checked_word
 from kvm2.names import capability, feature_bits
-from kvm2.registers import Registers, register_id, register_size
+from kvm2.registers import Registers, register_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from kvm2.abi.structs_arm64 import GuestDebug
     from kvm2.vm import Vm
 
-IMMEDIATE_EXIT = 1  # kvm_run.immediate_exit
-RUN_IS_OVER = (errno.EINTR, errno.EAGAIN)
+KVM_RUN = ioctls.KVM_RUN
+MMIO = abi.KVM_EXIT_MMIO
+IMMEDIATE_EXIT = abi.IMMEDIATE_EXIT_OFFSET
 FAULTED = (errno.EFAULT, getattr(errno, "EHWPOISON", 133))
 
 
@@ -67,7 +69,7 @@ class Vcpu(DeviceAttributes):
         Names are "x0", "sp", "pc", "v3", "z3", and system registers as the Arm ARM has them: "ID_AA64MMFR0_EL1".
         """
         number = register_id(register)
-        value = Buffer(register_size(number))
+        value = Buffer(onereg.size_of(number))
         self.ioctl(ioctls.KVM_GET_ONE_REG, OneReg(number, value.address))
         data = value.bytes()
         return int.from_bytes(data, "little") if len(data) <= 8 else data
@@ -75,7 +77,7 @@ class Vcpu(DeviceAttributes):
     def set_reg(self, register: int | str, value: int | bytes) -> None:
         """KVM_SET_ONE_REG; UsageError where `value` does not have the register's size."""
         number = register_id(register)
-        size = register_size(number)
+        size = onereg.size_of(number)
         if isinstance(value, int):
             value = checked_word(str(register), value, 8 * size).to_bytes(size, "little")
         if len(value) != size:
@@ -130,32 +132,32 @@ class Vcpu(DeviceAttributes):
         self.ioctl(ioctls.KVM_SET_SIGNAL_MASK, data if data else 0)
 
     def kick(self) -> None:
-        """Get the vCPU out of `run`, from any thread, with an `Interrupted` exit; before a run it ends that run at once."""
+        """Get the vCPU out of `run`, from any thread: an `Interrupted` exit. Before a run it ends that run at once."""
         fd = self.fd
         self._area[IMMEDIATE_EXIT] = 1
         self._backend.kick(fd)
 
     def run_once(self) -> Exit:
-        """KVM_RUN until the next exit; KvmError where KVM refuses to run. An `Mmio` read before it must be replied to."""
+        """KVM_RUN until the next exit; KvmError where KVM refuses. Reply to an `Mmio` read before the next run."""
         area = self._area
         with self._running:
             try:
-                self._backend.ioctl(self._fd, 0xAE80, 0)
+                self._backend.ioctl(self._fd, KVM_RUN, 0)
             except KvmError as error:
                 return self._failed(error)
         reason, address, raw, size, is_write = HOT.unpack_from(area)
-        if reason == 6:
+        if reason == MMIO:
             return Mmio(address, size, is_write != 0, raw, area)
         return decode(area)
 
     def _failed(self, error: KvmError) -> Exit:
         if self._fd < 0:
             raise self._closed_error() from None
-        if error.errno in RUN_IS_OVER:
+        if error.errno == errno.EINTR:
             self._area[IMMEDIATE_EXIT] = 0
             return Interrupted()
-        if error.errno in FAULTED and self._area[8:12] == b"\x27\0\0\0":
-            return decode(self._area)  # KVM_EXIT_MEMORY_FAULT comes with an errno
+        if error.errno in FAULTED and HOT.unpack_from(self._area)[0] == abi.KVM_EXIT_MEMORY_FAULT:
+            return decode(self._area)  # the one exit that comes with an errno
         raise error
 
     def run(self) -> Iterator[Exit]:
@@ -167,12 +169,12 @@ class Vcpu(DeviceAttributes):
         while True:
             with self._running:
                 try:
-                    ioctl(self._fd, 0xAE80, 0)
+                    ioctl(self._fd, KVM_RUN, 0)
                 except KvmError as error:
                     exit = self._failed(error)
                 else:
                     reason, address, raw, size, is_write = unpack(area)
-                    if reason == 6:
+                    if reason == MMIO:
                         exit = Mmio(address, size, is_write != 0, raw, area)
                     else:
                         exit = decode(area)

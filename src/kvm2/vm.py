@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from kvm2.abi import ioctls
-from kvm2.abi.structs import CreateDevice, CreateGuestMemfd, EnableCap, MemoryAttributes, UserspaceMemoryRegion
+from kvm2.abi.structs import CreateDevice, EnableCap, UserspaceMemoryRegion
 from kvm2.abi.structs_arm64 import ArmCounterOffset, ArmDeviceAddr, RegMaskRange, VcpuInit
 from kvm2.device import Device
 from kvm2.errors import UsageError
@@ -30,7 +30,7 @@ A = TypeVar("A", bound="Structure")
 class Vm(DeviceAttributes):
     """One VM. `notes` has what creation said without refusing (attributes skipped, defaults used).
 
-    Slots are numbered by `map` from 0 upwards, unless told; `rams` has those that `map` made and `unmap` has not undone.
+    Slots are numbered by `map` from 0 upwards, unless told; `rams` has what `map` made and `unmap` did not undo.
     """
 
     def __init__(self, backend: Backend, fd: int, notes: Sequence[Finding] = ()) -> None:
@@ -45,7 +45,7 @@ class Vm(DeviceAttributes):
     def map(
         self, gpa: int, size: int, *, slot: int | None = None, readonly: bool = False, log_dirty: bool = False
     ) -> Ram:
-        """`size` bytes of zeroed memory that the guest sees at guest physical address `gpa` (KVM_SET_USER_MEMORY_REGION).
+        """`size` bytes of zeroed memory at guest physical address `gpa`, by KVM_SET_USER_MEMORY_REGION.
 
         KvmError where KVM refuses: EINVAL misaligned, EEXIST overlap, EFAULT beyond the VM's IPA space.
         """
@@ -101,14 +101,6 @@ class Vm(DeviceAttributes):
             ram.write(offset, data[done : done + count])
             done += count
 
-    def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
-        """KVM_SET_MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE (8) or 0."""
-        self.ioctl(ioctls.KVM_SET_MEMORY_ATTRIBUTES, MemoryAttributes(address=gpa, size=size, attributes=attributes))
-
-    def create_guest_memfd(self, size: int, flags: int = 0) -> int:
-        """KVM_CREATE_GUEST_MEMFD: a descriptor of the backend."""
-        return self.ioctl(ioctls.KVM_CREATE_GUEST_MEMFD, CreateGuestMemfd(size=size, flags=flags))
-
     # -- vCPUs and devices
 
     def create_vcpu(self, id: int = 0) -> Vcpu:
@@ -158,7 +150,7 @@ class Vm(DeviceAttributes):
     def writable_masks(self) -> tuple[int, ...]:
         """KVM_ARM_GET_REG_WRITABLE_MASKS: which bits of each ID register userspace may change.
 
-        192 words: index (op1 0, 1, 3 as 0, 1, 2) * 64 + CRm * 8 + op2 of op0 = 3, CRn = 0 (KVM_ARM_FEATURE_ID_RANGE_IDX).
+        192 words: index (op1 0, 1, 3 as 0, 1, 2) * 64 + CRm * 8 + op2 of op0 = 3, CRn = 0.
         """
         words = Buffer(8 * FEATURE_ID_WORDS)
         self.ioctl(ioctls.KVM_ARM_GET_REG_WRITABLE_MASKS, RegMaskRange(addr=words.address, range=0))
@@ -166,7 +158,11 @@ class Vm(DeviceAttributes):
 
     # -- KVM_CREATE_VM2
 
-    def get_attr(self, attribute: type[A] | int) -> A:
+    @overload
+    def get_attr(self, attribute: type[A]) -> A: ...
+    @overload
+    def get_attr(self, attribute: int) -> Any: ...
+    def get_attr(self, attribute: type[A] | int) -> Any:
         """KVM_VM2_GET_ATTR: the value in force of an attribute, by class or type number.
 
         KvmError: ENOENT unknown here, EOPNOTSUPP an attribute that has no value (types 3 to 5).

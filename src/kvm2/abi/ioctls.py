@@ -16,20 +16,12 @@ from typing import Final
 from kvm2.abi import structs as s
 from kvm2.abi import structs_arm64 as arm
 from kvm2.abi import structs_irq as irq
+from kvm2.abi import vm2
 from kvm2.abi.ioc import ARM64, Declare
-from kvm2.abi.ioc import Ioctl as Ioctl
-from kvm2.abi.layout import INT, U64, Scalar
-
+from kvm2.abi.ioc import Ioctl as Ioctl  # the row that everybody needs
+from kvm2.abi.layout import INT, U64
 
 _call = Declare()
-
-
-class vm2:
-    CreateVm2 = Scalar("16s", 16, "struct kvm_create_vm2")
-    CreateVm2Fixed = Scalar("128s", 128, "struct kvm_create_vm2_fixed")
-    DescribeVm2 = Scalar("16s", 16, "struct kvm_describe_vm2")
-    Vm2Attr = Scalar("16s", 16, "struct kvm_vm2_attr")
-
 
 KVM_GET_API_VERSION: Final = _call(
     "KVM_GET_API_VERSION", "", 0x00, None, "system", "The version of the API: 12, for ever.", returns="12"
@@ -100,7 +92,12 @@ KVM_CREATE_VCPU: Final = _call(
     "KVM_CREATE_VCPU", "", 0x41, None, "vm", "Makes a vCPU.", arg="the vCPU's id", returns="a vCPU fd"
 )
 KVM_GET_DIRTY_LOG: Final = _call(
-    "KVM_GET_DIRTY_LOG", "w", 0x42, s.DirtyLog, "vm", "Reads a slot's dirty bitmap, and clears it unless told otherwise."
+    "KVM_GET_DIRTY_LOG",
+    "w",
+    0x42,
+    s.DirtyLog,
+    "vm",
+    "Reads a slot's dirty bitmap, and clears it unless told otherwise.",
 )
 KVM_SET_USER_MEMORY_REGION: Final = _call(
     "KVM_SET_USER_MEMORY_REGION",
@@ -174,7 +171,14 @@ KVM_IOEVENTFD: Final = _call(
     "KVM_IOEVENTFD", "w", 0x79, irq.Ioeventfd, "vm", "Ties an eventfd to a guest's write.", cap="KVM_CAP_IOEVENTFD"
 )
 KVM_ENABLE_CAP: Final = _call(
-    "KVM_ENABLE_CAP", "w", 0xA3, s.EnableCap, "vm", "Switches a capability on.", cap="KVM_CAP_ENABLE_CAP_VM", arches=ARM64
+    "KVM_ENABLE_CAP",
+    "w",
+    0xA3,
+    s.EnableCap,
+    "vm",
+    "Switches a capability on.",
+    cap="KVM_CAP_ENABLE_CAP_VM",
+    arches=ARM64,
 )
 KVM_SIGNAL_MSI: Final = _call(
     "KVM_SIGNAL_MSI", "w", 0xA5, irq.Msi, "vm", "Injects a message-signalled interrupt.", cap="KVM_CAP_SIGNAL_MSI"

@@ -10,15 +10,16 @@ unpacking. The header, the reference, the schema and the fuzz grammar read the s
 ...     words: Annotated[tuple[int, ...], Array(U64, 2)] = (0, 0)
 >>> Pair(1, words=(2, 3)).pack().hex()
 '010000000000000002000000000000000300000000000000'
->>> Pair.unpack(Pair(7).pack()).slot, Pair.SIZE, Pair.LAYOUT["words"].offset
+>>> Pair.unpack(Pair(7).pack()).slot, Pair.SIZE, Pair.LAYOUT.at("words").offset
 (7, 24, 8)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import struct
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, dataclass_transform, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, dataclass_transform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ class Array(NamedTuple):
     """`item[count]`; count 0 is a flexible tail. Arrays of 1-byte items are `bytes`, others tuples."""
 
     item: Any
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 class UnionOf(NamedTuple):
@@ -99,9 +100,14 @@ class Layout(NamedTuple):
     fields: tuple[Field, ...]
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            return next(f for f in self.fields if f.name == key)
-        return tuple.__getitem__(self, key)
+        return self.at(key) if isinstance(key, str) else tuple.__getitem__(self, key)
+
+    def at(self, name: str) -> Field:
+        """The field of that name; KeyError: no such."""
+        for f in self.fields:
+            if f.name == name:
+                return f
+        raise KeyError(f"struct {self.c_name} has no field {name}")
 
 
 def field(*, doc: str = "", default: Any = 0, c_name: str = "") -> Any:
@@ -131,12 +137,14 @@ class Structure:
     _codec: ClassVar[struct.Struct]
     _flat: ClassVar[bool]
     _names: ClassVar[tuple[str, ...]]
+    _defaults: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, c_name: str = "", padded: bool = False) -> None:
-        # __eq__, __hash__ and __repr__ are ours, below: generated ones are half of the time a declaration takes.
-        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-        hints = get_type_hints(cls, include_extras=True)
-        metadata = {f.name: f.metadata for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        # The methods are ours, below: generating them per class would be nine tenths of the time a declaration takes.
+        dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
+        hints = inspect.get_annotations(cls, eval_str=True)
+        declared = [f for f in dataclasses.fields(cls) if f.name in hints]  # type: ignore[arg-type]
+        metadata = {f.name: f.metadata for f in declared}
         offset, widest, fields, codes, flat = 0, 1, [], "=", True
         for name, data in metadata.items():
             hint = hints[name]
@@ -156,6 +164,22 @@ class Structure:
         cls.LAYOUT = Layout(c_name or cls.__name__, offset + tail, widest, tuple(fields))
         cls.SIZE, cls._codec, cls._flat = offset + tail, struct.Struct(codes + "x" * tail), flat
         cls._names = tuple(metadata)
+        cls._defaults = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        names = self._names
+        values = self._defaults | dict(zip(names, args, strict=False)) | kwargs
+        if len(values) != len(names) or len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+            raise TypeError(
+                f"{type(self).__name__} takes {', '.join(names)}, each once; those without a default always"
+            )
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise dataclasses.FrozenInstanceError(f"{type(self).__name__}.{name}: structures do not change")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"{type(self).__name__}.{name}: structures do not change")
 
     def __eq__(self, other: object) -> bool:
         if other.__class__ is not self.__class__:
@@ -193,7 +217,9 @@ class Structure:
 
 
 def _is_bytes(kind: Any) -> bool:
-    return isinstance(kind, UnionOf) or (isinstance(kind, Array) and isinstance(kind.item, Scalar) and kind.item.size == 1)
+    return isinstance(kind, UnionOf) or (
+        isinstance(kind, Array) and isinstance(kind.item, Scalar) and kind.item.size == 1
+    )
 
 
 def _unpack(kind: Any, value: Any) -> Any:

@@ -44,7 +44,7 @@ class UserPtRegs(Structure, c_name="user_pt_regs"):
     """The general registers of asm/ptrace.h."""
 
     regs: Annotated[tuple[int, ...], Array(U64, 31)] = field(doc="X0 to X30", default=(0,) * 31)
-    sp: u64 = field(doc="SP_EL0")
+    sp: u64 = field(default=0, doc="SP_EL0")
     pc: u64 = 0
     pstate: u64 = 0
 
@@ -71,15 +71,15 @@ class Regs(Structure, c_name="kvm_regs", padded=True):
 class VcpuInit(Structure, c_name="kvm_vcpu_init"):
     """What a vCPU is to be."""
 
-    target: u32 = field(doc="KVM_ARM_TARGET_*")
+    target: u32 = field(default=0, doc="KVM_ARM_TARGET_*")
     features: Annotated[tuple[int, ...], Array(U32, 7)] = field(doc="bit map of KVM_ARM_VCPU_*", default=(0,) * 7)
 
 
 class ArmDeviceAddr(Structure, c_name="kvm_arm_device_addr"):
     """The guest physical address of a device of the old interface."""
 
-    id: u64 = field(doc="device 31:16 (KVM_ARM_DEVICE_VGIC_V2), address type 15:0")
-    addr: u64 = field(doc="guest physical address")
+    id: u64 = field(default=0, doc="device 31:16 (KVM_ARM_DEVICE_VGIC_V2), address type 15:0")
+    addr: u64 = field(default=0, doc="guest physical address")
 
 
 KVM_ARM_DEVICE_TYPE_SHIFT: Final = 0
@@ -101,7 +101,7 @@ class GuestDebugArch(Structure, c_name="kvm_guest_debug_arch"):
 class GuestDebug(Structure, c_name="kvm_guest_debug"):
     """How userspace debugs the guest."""
 
-    control: u32 = field(doc="KVM_GUESTDBG_*")
+    control: u32 = field(default=0, doc="KVM_GUESTDBG_*")
     pad: u32 = 0
     arch: GuestDebugArch = field(default=GuestDebugArch())
 
@@ -115,9 +115,9 @@ KVM_GUESTDBG_USE_HW: Final = 1 << 17
 class DebugExitArch(Structure, c_name="kvm_debug_exit_arch"):
     """Why the guest stopped for its debugger."""
 
-    hsr: u32 = field(doc="ESR_EL2[31:0]")
-    hsr_high: u32 = field(doc="ESR_EL2[61:32], with KVM_DEBUG_ARCH_HSR_HIGH_VALID in kvm_run.flags")
-    far: u64 = field(doc="the watched address")
+    hsr: u32 = field(default=0, doc="ESR_EL2[31:0]")
+    hsr_high: u32 = field(default=0, doc="ESR_EL2[61:32], with KVM_DEBUG_ARCH_HSR_HIGH_VALID in kvm_run.flags")
+    far: u64 = field(default=0, doc="the watched address")
 
 
 KVM_DEBUG_ARCH_HSR_HIGH_VALID: Final = 1 << 0
@@ -126,7 +126,7 @@ KVM_DEBUG_ARCH_HSR_HIGH_VALID: Final = 1 << 0
 class SyncRegs(Structure, c_name="kvm_sync_regs"):
     """kvm_run.s.regs: levels of devices whose interrupt controller is in userspace."""
 
-    device_irq_level: u64 = field(doc="KVM_ARM_DEV_*")
+    device_irq_level: u64 = field(default=0, doc="KVM_ARM_DEV_*")
 
 
 KVM_ARM_DEV_EL1_VTIMER: Final = 1 << 0
@@ -139,18 +139,18 @@ class PmuEventFilter(Structure, c_name="kvm_pmu_event_filter"):
 
     base_event: u16 = 0
     nevents: u16 = 0
-    action: u8 = field(doc="KVM_PMU_EVENT_ALLOW 0, KVM_PMU_EVENT_DENY 1")
+    action: u8 = field(default=0, doc="KVM_PMU_EVENT_ALLOW 0, KVM_PMU_EVENT_DENY 1")
     pad: Annotated[bytes, Array(U8, 3)] = bytes(3)
 
 
 class VcpuEventsException(Structure, c_name=""):
     """The pending exceptions of kvm_vcpu_events."""
 
-    serror_pending: u8 = field(doc="an SError is pending")
-    serror_has_esr: u8 = field(doc="serror_esr counts (KVM_CAP_ARM_INJECT_SERROR_ESR)")
-    ext_dabt_pending: u8 = field(doc="in: inject an external data abort (KVM_CAP_ARM_INJECT_EXT_DABT)")
+    serror_pending: u8 = field(default=0, doc="an SError is pending")
+    serror_has_esr: u8 = field(default=0, doc="serror_esr counts (KVM_CAP_ARM_INJECT_SERROR_ESR)")
+    ext_dabt_pending: u8 = field(default=0, doc="in: inject an external data abort (KVM_CAP_ARM_INJECT_EXT_DABT)")
     pad: Annotated[bytes, Array(U8, 5)] = bytes(5)
-    serror_esr: u64 = field(doc="the syndrome's ISS, 24 bits")
+    serror_esr: u64 = field(default=0, doc="the syndrome's ISS, 24 bits")
 
 
 class VcpuEvents(Structure, c_name="kvm_vcpu_events"):
@@ -163,10 +163,10 @@ class VcpuEvents(Structure, c_name="kvm_vcpu_events"):
 class ArmCopyMteTags(Structure, c_name="kvm_arm_copy_mte_tags"):
     """Memory tags to be copied; one byte per 16-byte granule."""
 
-    guest_ipa: u64 = field(doc="page aligned")
-    length: u64 = field(doc="bytes of guest memory; a multiple of the page")
-    addr: u64 = field(doc="-> length / 16 bytes of tags")
-    flags: u64 = field(doc="KVM_ARM_TAGS_TO_GUEST 0, KVM_ARM_TAGS_FROM_GUEST 1")
+    guest_ipa: u64 = field(default=0, doc="page aligned")
+    length: u64 = field(default=0, doc="bytes of guest memory; a multiple of the page")
+    addr: u64 = field(default=0, doc="-> length / 16 bytes of tags")
+    flags: u64 = field(default=0, doc="KVM_ARM_TAGS_TO_GUEST 0, KVM_ARM_TAGS_FROM_GUEST 1")
     reserved: Annotated[tuple[int, ...], Array(U64, 2)] = (0, 0)
 
 
@@ -177,15 +177,15 @@ KVM_ARM_TAGS_FROM_GUEST: Final = 1
 class ArmCounterOffset(Structure, c_name="kvm_arm_counter_offset"):
     """The offset of both counters of a VM."""
 
-    counter_offset: u64 = field(doc="subtracted from the host's counter")
-    reserved: u64 = field(doc="must be 0")
+    counter_offset: u64 = field(default=0, doc="subtracted from the host's counter")
+    reserved: u64 = field(default=0, doc="must be 0")
 
 
 class RegMaskRange(Structure, c_name="reg_mask_range"):
     """Where KVM_ARM_GET_REG_WRITABLE_MASKS writes its masks."""
 
-    addr: u64 = field(doc="-> KVM_ARM_FEATURE_ID_RANGE_SIZE u64")
-    range: u32 = field(doc="KVM_ARM_FEATURE_ID_RANGE, 0")
+    addr: u64 = field(default=0, doc="-> KVM_ARM_FEATURE_ID_RANGE_SIZE u64")
+    range: u32 = field(default=0, doc="KVM_ARM_FEATURE_ID_RANGE, 0")
     reserved: Annotated[tuple[int, ...], Array(U32, 13)] = (0,) * 13
 
 
@@ -196,9 +196,9 @@ KVM_ARM_FEATURE_ID_RANGE_SIZE: Final = 3 * 8 * 8
 class SmcccFilter(Structure, c_name="kvm_smccc_filter"):
     """What happens to a range of SMCCC calls (device attribute KVM_ARM_VM_SMCCC_FILTER of the VM)."""
 
-    base: u32 = field(doc="first function id")
+    base: u32 = field(default=0, doc="first function id")
     nr_functions: u32 = 0
-    action: u8 = field(doc="KVM_SMCCC_FILTER_*")
+    action: u8 = field(default=0, doc="KVM_SMCCC_FILTER_*")
     pad: Annotated[bytes, Array(U8, 15)] = bytes(15)
 
 

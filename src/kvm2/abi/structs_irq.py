@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from kvm2.abi.layout import U8, U32, Array, Structure, UnionOf, field, s32, u8, u32, u64
+from kvm2.abi.layout import U8, U32, Array, Structure, UnionOf, field, s32, u32, u64
 
 
 class IrqLevel(Structure, c_name="kvm_irq_level"):
     """The level of an interrupt line."""
 
-    irq: u32 = field(doc="arm64: type 27:24, vCPU 23:16 and 31:28, number 15:0; x86: GSI. KVM_IRQ_LINE_STATUS: out, status")
-    level: u32 = field(doc="0 or 1")
+    irq: u32 = field(
+        doc="arm64: type 27:24, vCPU 23:16 and 31:28, number 15:0; x86: GSI. KVM_IRQ_LINE_STATUS: out, status"
+    )
+    level: u32 = field(default=0, doc="0 or 1")
 
 
 KVM_ARM_IRQ_VCPU2_SHIFT = 28
@@ -39,8 +41,8 @@ class Msi(Structure, c_name="kvm_msi"):
     address_lo: u32 = 0
     address_hi: u32 = 0
     data: u32 = 0
-    flags: u32 = field(doc="KVM_MSI_VALID_DEVID")
-    devid: u32 = field(doc="the device's id, with KVM_MSI_VALID_DEVID")
+    flags: u32 = field(default=0, doc="KVM_MSI_VALID_DEVID")
+    devid: u32 = field(default=0, doc="the device's id, with KVM_MSI_VALID_DEVID")
     pad: Annotated[bytes, Array(U8, 12)] = bytes(12)
 
 
@@ -50,10 +52,10 @@ KVM_MSI_VALID_DEVID = 1 << 0
 class Irqfd(Structure, c_name="kvm_irqfd"):
     """An eventfd that raises an interrupt."""
 
-    fd: u32 = field(doc="an eventfd")
-    gsi: u32 = field(doc="the interrupt")
-    flags: u32 = field(doc="KVM_IRQFD_FLAG_*")
-    resamplefd: u32 = field(doc="the eventfd told at end of interrupt, with KVM_IRQFD_FLAG_RESAMPLE")
+    fd: u32 = field(default=0, doc="an eventfd")
+    gsi: u32 = field(default=0, doc="the interrupt")
+    flags: u32 = field(default=0, doc="KVM_IRQFD_FLAG_*")
+    resamplefd: u32 = field(default=0, doc="the eventfd told at end of interrupt, with KVM_IRQFD_FLAG_RESAMPLE")
     pad: Annotated[bytes, Array(U8, 16)] = bytes(16)
 
 
@@ -64,11 +66,11 @@ KVM_IRQFD_FLAG_RESAMPLE = 1 << 1
 class Ioeventfd(Structure, c_name="kvm_ioeventfd"):
     """An eventfd that a guest's write signals."""
 
-    datamatch: u64 = field(doc="the value to match, with KVM_IOEVENTFD_FLAG_DATAMATCH")
-    addr: u64 = field(doc="where the guest writes")
-    len: u32 = field(doc="1, 2, 4 or 8 bytes; 0: any length")
-    fd: s32 = field(doc="an eventfd")
-    flags: u32 = field(doc="KVM_IOEVENTFD_FLAG_*")
+    datamatch: u64 = field(default=0, doc="the value to match, with KVM_IOEVENTFD_FLAG_DATAMATCH")
+    addr: u64 = field(default=0, doc="where the guest writes")
+    len: u32 = field(default=0, doc="1, 2, 4 or 8 bytes; 0: any length")
+    fd: s32 = field(default=0, doc="an eventfd")
+    flags: u32 = field(default=0, doc="KVM_IOEVENTFD_FLAG_*")
     pad: Annotated[bytes, Array(U8, 36)] = bytes(36)
 
 
@@ -143,8 +145,8 @@ class IrqRoutingEntry(Structure, c_name="kvm_irq_routing_entry"):
     """One route of a GSI."""
 
     gsi: u32 = 0
-    type: u32 = field(doc="KVM_IRQ_ROUTING_*; which member of u counts")
-    flags: u32 = field(doc="KVM_MSI_VALID_DEVID")
+    type: u32 = field(default=0, doc="KVM_IRQ_ROUTING_*; which member of u counts")
+    flags: u32 = field(default=0, doc="KVM_MSI_VALID_DEVID")
     pad: u32 = 0
     u: Annotated[bytes, _ROUTE] = bytes(32)
 
@@ -152,60 +154,6 @@ class IrqRoutingEntry(Structure, c_name="kvm_irq_routing_entry"):
 class IrqRouting(Structure, c_name="kvm_irq_routing"):
     """The head of a routing table; nr entries follow. The table replaces the one before."""
 
-    nr: u32 = field(doc="entries that follow")
-    flags: u32 = field(doc="must be 0")
+    nr: u32 = field(default=0, doc="entries that follow")
+    flags: u32 = field(default=0, doc="must be 0")
     entries: Annotated[tuple[IrqRoutingEntry, ...], Array(IrqRoutingEntry, 0)] = ()
-
-
-class Interrupt(Structure, c_name="kvm_interrupt"):
-    """An external interrupt for a vCPU without an irqchip in the kernel (x86)."""
-
-    irq: u32 = 0
-
-
-class PitConfig(Structure, c_name="kvm_pit_config"):
-    """The i8254 to make (x86)."""
-
-    flags: u32 = field(doc="KVM_PIT_SPEAKER_DUMMY")
-    pad: Annotated[tuple[int, ...], Array(U32, 15)] = (0,) * 15
-
-
-KVM_PIT_SPEAKER_DUMMY = 1
-
-
-class HypervEventfd(Structure, c_name="kvm_hyperv_eventfd"):
-    """An eventfd for a Hyper-V connection (x86)."""
-
-    conn_id: u32 = 0
-    fd: s32 = 0
-    flags: u32 = field(doc="KVM_HYPERV_EVENTFD_DEASSIGN")
-    padding: Annotated[tuple[int, ...], Array(U32, 3)] = (0,) * 3
-
-
-class TprAccessCtl(Structure, c_name="kvm_tpr_access_ctl"):
-    """Whether accesses to the task-priority register exit (x86)."""
-
-    enabled: u32 = 0
-    flags: u32 = 0
-    reserved: Annotated[tuple[int, ...], Array(U32, 8)] = (0,) * 8
-
-
-class VapicAddr(Structure, c_name="kvm_vapic_addr"):
-    """Where the virtual APIC page is (x86)."""
-
-    vapic_addr: u64 = 0
-
-
-class Irqchip(Structure, c_name="kvm_irqchip"):
-    """The state of one interrupt controller in the kernel (x86)."""
-
-    chip_id: u32 = field(doc="KVM_IRQCHIP_*")
-    pad: u32 = 0
-    chip: Annotated[bytes, UnionOf(512, (("dummy", Array(U8, 512)),))] = bytes(512)
-
-
-class ReinjectControl(Structure, c_name="kvm_reinject_control"):
-    """Whether lost ticks of the i8254 are injected later (x86)."""
-
-    pit_reinject: u8 = 0
-    reserved: Annotated[bytes, Array(U8, 31)] = bytes(31)

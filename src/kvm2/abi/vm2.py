@@ -11,9 +11,9 @@ The rules of a field here are the ones that hold for every host; what one host a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
-from kvm2.abi.layout import CHAR, U8, U32, U64, Array, Structure, UnionOf, field, s32, u8, u16, u32, u64
+from kvm2.abi.layout import CHAR, U8, U64, Array, Structure, UnionOf, field, s32, u8, u16, u32, u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,8 +64,11 @@ ARM64: Final = frozenset({"arm64"})
 SKIP_FLAGS: Final = KVM_CREATE_VM_ATTR_SKIP_UNKNOWN | KVM_CREATE_VM_ATTR_SKIP_UNSUPPORTED
 
 
+StructureClass: TypeAlias = type[Structure]
+
+
 class Rule(NamedTuple):
-    """What every host demands of a field: a value for which `allows` is false is EINVAL. The numbers go into findings."""
+    """What every host demands of a field: EINVAL unless `allows` it. The numbers go into findings."""
 
     text: str
     allows: Callable[[Any], bool]
@@ -79,7 +82,7 @@ class Attribute(NamedTuple):
 
     type: int
     macro: str
-    cls: type[Structure]
+    cls: StructureClass
     arches: frozenset[str]
     rules: Mapping[str, Rule]
     published: int  # the size that was published first: callers with less are refused
@@ -134,65 +137,71 @@ NOT_EMPTY = Rule("not empty", any, 1, 0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_FF
 class CreateVm2(Structure, c_name="kvm_create_vm2"):
     """The argument of KVM_CREATE_VM2, KVM_VM2_SET_ATTRS and KVM_VM2_COMMIT: a list of attributes."""
 
-    version: u32 = field(doc="0; growth happens through attributes, a version is for a layout that breaks")
-    nr_attrs: u16 = field(doc="entries in attrs; 0: attrs is NULL (no attribute) or ends with a NULL entry")
+    version: u32 = field(doc="0; growth happens through attributes, a version is for a layout that breaks", default=0)
+    nr_attrs: u16 = field(doc="entries in attrs; 0: attrs is NULL (no attribute) or ends with a NULL entry", default=0)
     pad: u16 = 0
-    attrs: u64 = field(doc="-> array of __u64, each -> one attribute")
+    attrs: u64 = field(doc="-> array of __u64, each -> one attribute", default=0)
 
 
 class CreateVm2FixedArm64(Structure, c_name="kvm_create_vm2_fixed_arm64"):
     """The arm64 view of struct kvm_create_vm2_fixed. A field whose capability bit is clear must be zero."""
 
-    capabilities: u64 = field(doc="KVM_ARM_SVE_CAPABLE, KVM_ARM_SELECT_IPA")
-    sve_vlen: u16 = field(doc="largest SVE vector length in bits; 0: each vCPU must set its lengths")
-    ipa_size: u8 = field(doc="log2 of the IPA space; 0: the default, 40")
+    capabilities: u64 = field(doc="KVM_ARM_SVE_CAPABLE, KVM_ARM_SELECT_IPA", default=0)
+    sve_vlen: u16 = field(doc="largest SVE vector length in bits; 0: each vCPU must set its lengths", default=0)
+    ipa_size: u8 = field(doc="log2 of the IPA space; 0: the default, 40", default=0)
     pad: Annotated[bytes, Array(U8, 5)] = bytes(5)
 
 
 class CreateVm2Fixed(Structure, c_name="kvm_create_vm2_fixed"):
     """The argument of KVM_CREATE_VM2_FIXED. What an architecture does not use must be zero (E2BIG)."""
 
-    version: u64 = field(doc="0")
+    version: u64 = field(doc="0", default=0)
     words: Annotated[bytes, UnionOf(120, (("arm64", CreateVm2FixedArm64), ("dummy", Array(U64, 15))))] = field(
-        doc="per architecture", default=bytes(120)
+        doc="per architecture", default=bytes(120), c_name="dummy"
     )
 
 
 class DescribeVm2(Structure, c_name="kvm_describe_vm2"):
     """The argument of KVM_DESCRIBE_VM2: which attributes this host takes."""
 
-    version: u32 = field(doc="0")
-    count: u32 = field(doc="in: room in entries; out: how many there are (E2BIG, only count written, for less room)")
-    entries: u64 = field(doc="-> array of struct kvm_vm2_attr_info, ascending by type")
+    version: u32 = field(doc="0", default=0)
+    count: u32 = field(
+        doc="in: room in entries; out: how many there are (E2BIG, only count written, for less room)", default=0
+    )
+    entries: u64 = field(doc="-> array of struct kvm_vm2_attr_info, ascending by type", default=0)
 
 
 class Vm2AttrInfo(Structure, c_name="kvm_vm2_attr_info"):
     """What this host takes of one attribute, the others at their defaults. `def` may lie outside min..max."""
 
     type: u32 = 0
-    flags: u32 = field(doc="KVM_VM2_ATTR_INFO_VALUE, KVM_VM2_ATTR_INFO_NEGOTIABLE")
-    default: u64 = field(doc="what is in force without the attribute; of a set the first word", c_name="def")
+    flags: u32 = field(doc="KVM_VM2_ATTR_INFO_VALUE, KVM_VM2_ATTR_INFO_NEGOTIABLE", default=0)
+    default: u64 = field(doc="what is in force without the attribute; of a set the first word", default=0, c_name="def")
     min: u64 = 0
     max: u64 = 0
-    mask: u64 = field(doc="sizes and enumerations: bit n = the value n can be had (n < 64); sets: what may be set")
+    mask: u64 = field(
+        doc="sizes and enumerations: bit n = the value n can be had (n < 64); sets: what may be set", default=0
+    )
     reserved: u64 = 0
 
 
 class Vm2Attr(Structure, c_name="kvm_vm2_attr"):
     """The argument of KVM_VM2_GET_ATTR: what a VM really got."""
 
-    type: u32 = field(doc="which attribute")
-    size: u32 = field(doc="in: bytes at attr; out: bytes this host has")
-    attr: u64 = field(doc="-> where the attribute is written, in the form it has in the list")
+    type: u32 = field(doc="which attribute", default=0)
+    size: u32 = field(doc="in: bytes at attr; out: bytes this host has", default=0)
+    attr: u64 = field(doc="-> where the attribute is written, in the form it has in the list", default=0)
 
 
 class Vm2Finding(Structure, c_name="kvm_vm2_finding"):
     """One record of the report."""
 
-    attr_index: u32 = field(doc="position in the list; KVM_VM2_FINDING_NO_ATTR: the list itself, or not in it")
-    attr_type: u32 = field(doc="0 where it could not be read")
-    error: s32 = field(doc="errno; 0 for a note")
-    offset: u32 = field(doc="byte offset of the offending field inside the attribute (or the fixed struct)")
+    attr_index: u32 = field(
+        doc="position in the list; KVM_VM2_FINDING_NO_ATTR: the list itself, or not in it", default=0
+    )
+    attr_type: u32 = field(doc="0 where it could not be read", default=0)
+    error: s32 = field(doc="errno; 0 for a note", default=0)
+    offset: u32 = field(doc="byte offset of the offending field inside the attribute (or the fixed struct)", default=0)
     value: u64 = 0
     min: u64 = 0
     max: u64 = 0
@@ -205,15 +214,15 @@ class Vm2Finding(Structure, c_name="kvm_vm2_finding"):
 class AttrAny(Structure, c_name="kvm_create_vm_attr_any"):
     """What every attribute starts with."""
 
-    type: u32 = field(doc="KVM_CREATE_VM_ATTR_*")
+    type: u32 = field(doc="KVM_CREATE_VM_ATTR_*", default=0)
 
 
 class AttrHdr(Structure, c_name="kvm_create_vm_attr_hdr"):
     """What every attribute from type 3 on starts with."""
 
-    type: u32 = field(doc="KVM_CREATE_VM_ATTR_*")
+    type: u32 = field(doc="KVM_CREATE_VM_ATTR_*", default=0)
     size: u16 = field(doc="bytes of the whole attribute, header included, a multiple of 8", default=8)
-    flags: u16 = field(doc="KVM_CREATE_VM_ATTR_SKIP_UNKNOWN, KVM_CREATE_VM_ATTR_SKIP_UNSUPPORTED")
+    flags: u16 = field(doc="KVM_CREATE_VM_ATTR_SKIP_UNKNOWN, KVM_CREATE_VM_ATTR_SKIP_UNSUPPORTED", default=0)
 
 
 @attribute(1, known=64)
@@ -233,7 +242,9 @@ class Arm64PhysaddrSize(Structure, c_name="kvm_create_vm_attr_arm64_physaddr_siz
     """Size of the guest physical (IPA) space. It fixes the VM's stage-2 page-table format."""
 
     type: u32 = field(default=2)
-    physaddr_bits: u32 = field(doc="log2 of the IPA space, every whole number from 32 up; 0: the default, 40")
+    physaddr_bits: u32 = field(
+        doc="log2 of the IPA space, every whole number from 32 up; 0: the default, 40", default=0
+    )
 
 
 @attribute(3, has_value=False)
@@ -243,9 +254,9 @@ class Report(Structure, c_name="kvm_create_vm_attr_report"):
     type: u32 = field(default=3)
     size: u16 = field(default=24)
     flags: u16 = 0
-    records: u64 = field(doc="-> array of struct kvm_vm2_finding")
-    capacity: u32 = field(doc="room in records; no more are written")
-    count: u32 = field(doc="out: how many findings there are")
+    records: u64 = field(doc="-> array of struct kvm_vm2_finding", default=0)
+    capacity: u32 = field(doc="room in records; no more are written", default=0)
+    count: u32 = field(doc="out: how many findings there are", default=0)
 
 
 @attribute(4, has_value=False, skip=0)
@@ -274,13 +285,13 @@ class MachineType(Structure, c_name="kvm_create_vm_attr_machine_type"):
     size: u16 = field(default=16)
     flags: u16 = 0
     machine_type: u64 = field(
-        doc="x86: VM type; s390: bit mask; powerpc: enumeration; arm64: 0 ordinary, 1 protected, 2 realm"
+        doc="x86: VM type; s390: bit mask; powerpc: enumeration; arm64: 0 ordinary, 1 protected, 2 realm", default=0
     )
 
 
 @attribute(7, ARM64, {"vls": NOT_EMPTY})
 class Arm64SveVls(Structure, c_name="kvm_create_vm_attr_arm64_sve_vls"):
-    """The VM's set of SVE vector lengths: a vCPU that asks for SVE gets exactly this set, finalised by KVM_ARM_VCPU_INIT."""
+    """The VM's SVE vector lengths: a vCPU that asks for SVE gets exactly this set, finalised by KVM_ARM_VCPU_INIT."""
 
     type: u32 = field(default=7)
     size: u16 = field(default=72)
@@ -298,7 +309,7 @@ class Arm64Granule(Structure, c_name="kvm_create_vm_attr_arm64_granule"):
     type: u32 = field(default=8)
     size: u16 = field(default=16)
     flags: u16 = 0
-    page_shift: u32 = field(doc="12, 14 or 16; 0: the host's page size")
+    page_shift: u32 = field(doc="12, 14 or 16; 0: the host's page size", default=0)
     pad: u32 = 0
 
 
@@ -309,7 +320,7 @@ class MaxVcpus(Structure, c_name="kvm_create_vm_attr_max_vcpus"):
     type: u32 = field(default=9)
     size: u16 = field(default=16)
     flags: u16 = 0
-    max_vcpus: u32 = field(doc="0: the host's maximum")
+    max_vcpus: u32 = field(doc="0: the host's maximum", default=0)
     pad: u32 = 0
 
 

@@ -19,9 +19,10 @@ COMPILER = "aarch64-linux-gnu-gcc"
 # The first line of `aarch64-linux-gnu-gcc --version` that made the committed image.
 BUILT_WITH = "aarch64-linux-gnu-gcc (Debian 12.2.0-14) 12.2.0"
 FLAGS = (
-    *("-O1", "-march=armv8-a", "-mgeneral-regs-only", "-mstrict-align", "-ffreestanding", "-fno-pic"),
+    *("-O1", "-march=armv8-a", "-mgeneral-regs-only", "-mstrict-align", "-ffreestanding", "-fpie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"),
-    *("-nostdlib", "-static", "-s", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096", "-Wl,--no-warn-rwx-segments"),
+    *("-nostdlib", "-static-pie", "-s", "-Wl,--no-dynamic-linker", "-Wl,--build-id=none"),
+    *("-Wl,-z,max-page-size=4096", "-Wl,--no-warn-rwx-segments"),
 )
 
 

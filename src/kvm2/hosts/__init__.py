@@ -1,0 +1,44 @@
+"""Hosts: who answers the ioctls. `open` gives a `Kvm` on one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvm2.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvm2.hosts.backend import Backend
+    from kvm2.kvm import Kvm
+
+REAL = ("/dev/kvm", "kvm")
+
+
+def open(host: str | Path) -> Kvm:
+    """A `Kvm` on a described host: its name ("apple-m1"), or the path of a TOML file of yours.
+
+    HostError where there is no such host (with the nearest names), or its file says something wrong.
+    """
+    from kvm2.kvm import Kvm
+
+    return Kvm(backend(host), str(host))
+
+
+def backend(host: str | Path) -> Backend:
+    """Who answers for a host, before /dev/kvm is opened on it."""
+    if str(host) in REAL:
+        raise EnvironmentFault(
+            "/dev/kvm of this machine cannot be opened by this version of kvm2, which speaks to described hosts only: "
+            "give the name of one (`kvm2 hosts` lists them), or a TOML file"
+        )
+    from kvm2.hosts.soft import open_soft
+
+    return open_soft(host)
+
+
+def host_names() -> list[str]:
+    """The names of the described hosts that come with kvm2."""
+    from kvm2.softkvm import profile
+
+    return profile.names()

@@ -97,4 +97,4 @@ def populate(ex: Execution, slot: Slot, ipa: int, *, write: bool, execute: bool)
     execute = execute or (old is not None and old.executable)
     vm.stage2.map(base, hva, size, writable=writable, executable=execute)
     if writable and logging:
-        vm.mark_dirty(slot, base, size)
+        vm.slots.mark_dirty_range(base, size)

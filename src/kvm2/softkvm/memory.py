@@ -1,21 +1,29 @@
 """The memory that ioctl arguments live in, read and written without ever crashing on a bad address.
 
 A KVM client hands over addresses; the kernel answers a bad one with EFAULT. Here the client is this process, so the
-same is asked of the operating system: `process_vm_readv` on ourselves respects page protections and stops at the first
-page that is not there (Linux); `mach_vm_read_overwrite` and `mach_vm_write` do it on macOS.
+operating system does the copying: `pwrite` of the client's bytes into an unnamed file, and `pread` from it into the
+client's memory, are the kernel's own copy_from_user and copy_to_user. They respect page protections, stop at the first
+byte that is not there, and need no privilege.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import sys
+import tempfile
+import threading
 from typing import Protocol
 
-from kvm2.errors import EnvironmentFault, KvmError
+from kvm2.errors import KvmError
 
-ADDRESS_LIMIT = 1 << 64
+ADDRESS_LIMIT = 1 << 63
+BOUNCE_BYTES = 1 << 16
+
+# madvise(2): make pages present as a read or a write would, without changing them (Linux 5.14).
+MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 
 
 class Memory(Protocol):
@@ -30,54 +38,96 @@ class Memory(Protocol):
         ...
 
     def accessible(self, address: int, size: int, write: bool) -> bool:
-        """Whether `size` bytes at `address` can be read (and written), without changing them."""
+        """Whether `size` bytes at `address` can be read (or written too), without changing them."""
         ...
 
 
-class _IoVec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in ("pread", "pwrite"):
+        call = getattr(libc, name)
+        call.restype = ctypes.c_ssize_t
+        call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
 
 
-class _Linux:
-    """process_vm_readv/writev on ourselves."""
-
-    def __init__(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._readv, self._writev = libc.process_vm_readv, libc.process_vm_writev
-        for call in (self._readv, self._writev):
-            call.restype = ctypes.c_ssize_t
-            call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p] + [ctypes.c_ulong] * 2
-
-    def read(self, address: int, buffer: ctypes.Array[ctypes.c_char], size: int) -> bool:
-        here, there = _IoVec(ctypes.addressof(buffer), size), _IoVec(address, size)
-        done = self._readv(os.getpid(), ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
-        return bool(done == size)
-
-    def write(self, address: int, data: bytes) -> bool:
-        source = ctypes.create_string_buffer(data, len(data))
-        here, there = _IoVec(ctypes.addressof(source), len(data)), _IoVec(address, len(data))
-        done = self._writev(os.getpid(), ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
-        return bool(done == len(data))
+_LIBC = _libc()
+_pread, _pwrite, _madvise = _LIBC.pread, _LIBC.pwrite, _LIBC.madvise
 
 
-class _Darwin:
-    """mach_vm_read_overwrite/mach_vm_write on our own task."""
+class _Bounce(threading.local):
+    """The unnamed file that bytes go through, one for each thread, mapped to be looked at."""
 
     def __init__(self) -> None:
-        libc = ctypes.CDLL(None)
-        self._task = ctypes.c_uint.in_dll(libc, "mach_task_self_")
-        self._read, self._write = libc.mach_vm_read_overwrite, libc.mach_vm_write
-        self._read.argtypes = [ctypes.c_uint] + [ctypes.c_uint64] * 3 + [ctypes.c_void_p]
-        self._write.argtypes = [ctypes.c_uint, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint]
+        self.fd = os.memfd_create("kvm2-bounce") if sys.platform == "linux" else _unnamed_file()
+        os.ftruncate(self.fd, BOUNCE_BYTES)
+        self.view = mmap.mmap(self.fd, BOUNCE_BYTES)
 
-    def read(self, address: int, buffer: ctypes.Array[ctypes.c_char], size: int) -> bool:
-        done = ctypes.c_uint64(0)
-        where = ctypes.addressof(buffer)
-        return self._read(self._task, address, size, where, ctypes.byref(done)) == 0 and done.value == size
+    def __del__(self) -> None:
+        self.view.close()
+        os.close(self.fd)
 
-    def write(self, address: int, data: bytes) -> bool:
-        source = ctypes.create_string_buffer(data, len(data))
-        return bool(self._write(self._task, address, ctypes.addressof(source), len(data)) == 0)
+
+def _unnamed_file() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+_bounce = _Bounce()
+
+
+def _after_fork() -> None:
+    # The child shares the parent's file, whose bytes would mix: it takes a new one.
+    global _bounce
+    _bounce = _Bounce()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def copy_in(address: int, size: int) -> bytes | None:
+    """`size` bytes at `address` of this process, or None where any of them cannot be read.
+
+    >>> import ctypes
+    >>> cell = ctypes.create_string_buffer(b"kvm2")
+    >>> copy_in(ctypes.addressof(cell), 4), copy_in(16, 4)
+    (b'kvm2', None)
+    """
+    if size > BOUNCE_BYTES:
+        head, tail = copy_in(address, BOUNCE_BYTES), copy_in(address + BOUNCE_BYTES, size - BOUNCE_BYTES)
+        return None if head is None or tail is None else head + tail
+    bounce = _bounce
+    if address + size > ADDRESS_LIMIT or _pwrite(bounce.fd, address, size, 0) != size:
+        return None
+    data: bytes = bounce.view[:size]
+    return data
+
+
+def copy_out(address: int, data: bytes) -> bool:
+    """Writes `data` to `address` of this process; False where any byte cannot be written."""
+    bounce = _bounce
+    for start in range(0, len(data), BOUNCE_BYTES):
+        part = data[start : start + BOUNCE_BYTES]
+        bounce.view[: len(part)] = part
+        to = address + start
+        if to + len(part) > ADDRESS_LIMIT or _pread(bounce.fd, to, len(part), 0) != len(part):
+            return False
+    return True
+
+
+def _populate_works() -> bool:
+    """Whether this kernel has MADV_POPULATE_*, tried on a page that is surely there."""
+    if sys.platform != "linux":
+        return False
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        cell = ctypes.c_char.from_buffer(page)
+        works = _madvise(ctypes.addressof(cell), mmap.PAGESIZE, MADV_POPULATE_WRITE) == 0
+        del cell
+    return works
+
+
+_POPULATE = _populate_works()
 
 
 class ProcessMemory:
@@ -92,32 +142,27 @@ class ProcessMemory:
     kvm2.errors.KvmError: EFAULT: 4 bytes at 0x10 cannot be read
     """
 
-    def __init__(self) -> None:
-        if sys.platform not in ("linux", "darwin"):
-            raise EnvironmentFault(f"the software KVM runs on Linux and macOS, not on {sys.platform}")
-        self._system: _Linux | _Darwin = _Linux() if sys.platform == "linux" else _Darwin()
-
     def read(self, address: int, size: int) -> bytes:
-        buffer = ctypes.create_string_buffer(size)
-        if size and (address + size > ADDRESS_LIMIT or not self._system.read(address, buffer, size)):
+        data = copy_in(address, size)
+        if data is None:
             raise KvmError(errno.EFAULT, f"{size} bytes at {address:#x} cannot be read")
-        return buffer.raw
+        return data
 
     def write(self, address: int, data: bytes) -> None:
-        if data and (address + len(data) > ADDRESS_LIMIT or not self._system.write(address, bytes(data))):
+        if not copy_out(address, data):
             raise KvmError(errno.EFAULT, f"{len(data)} bytes at {address:#x} cannot be written")
 
     def accessible(self, address: int, size: int, write: bool) -> bool:
-        # One byte of each page decides: protection is per page. Writing back what was read changes nothing, as no
-        # vCPU that shares the page runs while its VM's stage-2 fault is handled.
-        page = os.sysconf("SC_PAGE_SIZE")
-        start = address - address % page
-        for at in range(start, address + size, page):
-            where = max(at, address)
-            try:
-                byte = self.read(where, 1)
-                if write:
-                    self.write(where, byte)
-            except KvmError:
+        start = address & -mmap.PAGESIZE
+        if address + size > ADDRESS_LIMIT:
+            return False
+        if _POPULATE:
+            advice = MADV_POPULATE_WRITE if write else MADV_POPULATE_READ
+            return bool(_madvise(start, address + size - start, advice) == 0)
+        # Protection is per page, so one byte of each decides; it is written back as it was.
+        for page in range(start, address + size, mmap.PAGESIZE):
+            where = max(page, address)
+            byte = copy_in(where, 1)
+            if byte is None or (write and not copy_out(where, byte)):
                 return False
         return True

@@ -7,6 +7,7 @@ After `io_mem_abort` and `kvm_handle_mmio_return` of arch/arm64/kvm/mmio.c. Fiel
 from __future__ import annotations
 
 import errno
+import struct
 from typing import TYPE_CHECKING
 
 from kvm2.abi import exits
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 ISV, SSE, SF, CM, WNR = 1 << 24, 1 << 21, 1 << 15, 1 << 8, 1 << 6
 FSC_MASK = 0x3F
 MASK64 = (1 << 64) - 1
+
+# Where the fields of the exit lie in `struct kvm_run`.
+DATA = exits.UNION_OFFSET + exits.Mmio.LAYOUT.at("data").offset
+_ADDRESS = struct.Struct("=Q")
+_LENGTH = struct.Struct("=IB")  # len, is_write
+_NISV = struct.Struct("=QQ")  # esr_iss, fault_ipa
 
 # What of the syndrome userspace gets when it is not valid (kvm_vcpu_dabt_iss_nisv_sanitized).
 NISV_ISS = CM | WNR | FSC_MASK
@@ -39,7 +46,7 @@ def abort(ex: Execution, esr: int, ipa: int) -> bool:
                 f"the access to IPA {ipa:#x}, outside every slot, has no valid syndrome (ESR_EL2 {esr:#x}: a pair, SIMD, "
                 "exclusive or write-back form): map memory there, or enable KVM_CAP_ARM_NISV_TO_USER",
             )
-        exits.NISV.pack_into(run, exits.PAYLOAD, esr & NISV_ISS, ipa)
+        _NISV.pack_into(run, exits.UNION_OFFSET, esr & NISV_ISS, ipa)
         ex.exit_reason = exits.KVM_EXIT_ARM_NISV
         return False
     size, write = access_size(esr), bool(esr & WNR)
@@ -47,9 +54,9 @@ def abort(ex: Execution, esr: int, ipa: int) -> bool:
         target = esr >> 16 & 31
         value = ex.core.x[target] if target != 31 else 0
         order = ex.byte_order()
-        run[exits.MMIO_DATA : exits.MMIO_DATA + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, order)
-    exits.MMIO_ADDRESS.pack_into(run, exits.PAYLOAD, ipa)
-    exits.MMIO_LENGTH.pack_into(run, exits.MMIO_DATA + 8, size, write)
+        run[DATA : DATA + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, order)
+    _ADDRESS.pack_into(run, exits.UNION_OFFSET, ipa)
+    _LENGTH.pack_into(run, DATA + 8, size, write)
     ex.mmio_esr = esr
     ex.exit_reason = exits.KVM_EXIT_MMIO
     return False
@@ -61,7 +68,7 @@ def complete(ex: Execution) -> None:
     ex.mmio_esr = 0
     if not esr & WNR:
         size = access_size(esr)
-        value = int.from_bytes(ex.run_area[exits.MMIO_DATA : exits.MMIO_DATA + size], ex.byte_order())
+        value = int.from_bytes(ex.run_area[DATA : DATA + size], ex.byte_order())
         if esr & SSE and value >> (8 * size - 1):
             value |= MASK64 << 8 * size & MASK64
         if not esr & SF:

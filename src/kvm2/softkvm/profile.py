@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kvm2.softkvm import profile_rules as rules
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOSTS = Path(__file__).parent / "hosts"
-
-_NONE: Mapping[int, int] = MappingProxyType({})
-_NO_TEXT: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -62,18 +58,24 @@ class Profile:
     type_word: str = "log2"
     create_vm2: int = 15
     vm_types: int = 0
-    caps: Mapping[int, int] = _NONE  # KVM_CHECK_EXTENSION on /dev/kvm; a negative value is an errno
-    vm_caps: Mapping[int, int] = _NONE  # where a VM fd answers otherwise
+    caps: Mapping[int, int] = field(
+        default_factory=dict
+    )  # KVM_CHECK_EXTENSION on /dev/kvm; a negative value is an errno
+    vm_caps: Mapping[int, int] = field(default_factory=dict)  # where a VM fd answers otherwise
     enable_caps: frozenset[int] = frozenset()
     features: frozenset[int] = frozenset()
     targets: tuple[int, ...] = (5,)
     preferred_target: int = 5
-    registers: Mapping[int, int] = _NONE
-    writable_masks: Mapping[int, int] = _NONE
-    firmware: Mapping[int, int] = _NONE  # KVM_REG_ARM_FW_REG number -> value at INIT (the SMCCC workarounds)
-    ccsidr: Mapping[int, int] = _NONE  # CSSELR -> CCSIDR, on kernels that show the hardware's (6.1)
+    registers: Mapping[int, int] = field(default_factory=dict)
+    writable_masks: Mapping[int, int] = field(default_factory=dict)
+    firmware: Mapping[int, int] = field(
+        default_factory=dict
+    )  # KVM_REG_ARM_FW_REG number -> value at INIT (the SMCCC workarounds)
+    ccsidr: Mapping[int, int] = field(
+        default_factory=dict
+    )  # CSSELR -> CCSIDR, on kernels that show the hardware's (6.1)
     quirks: frozenset[str] = frozenset()
-    sources: Mapping[str, str] = field(default=_NO_TEXT)
+    sources: Mapping[str, str] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()  # the files this one is built on, nearest first
 
@@ -91,6 +93,11 @@ class Profile:
     def lpa2_for(self, granule: int) -> bool:
         """Whether both stages have 52-bit addresses with this granule, and the kernel uses them (since 6.8)."""
         return "no-lpa2" not in self.quirks and rules.lpa2(self.registers, granule)
+
+    @property
+    def vcpu_mmap_size(self) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE in bytes: kvm_run, the port I/O page of x86, the ring of coalesced MMIO."""
+        return (1 + (self.arch == "x86_64") + (self.arch != "s390x")) << self.page_shift
 
     def not_executed(self) -> list[str]:
         """What this host announces to a guest and the emulated core of the software KVM does not execute."""

@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from kvm2.abi.sysregs import SYSREGS
+from kvm2.abi.sysregs import by_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,23 +24,7 @@ MMFR0, MMFR1, MMFR2 = "ID_AA64MMFR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1"
 ZFR0 = "ID_AA64ZFR0_EL1"
 AA32_PFR1, AA32_DFR0 = "ID_PFR1_EL1", "ID_DFR0_EL1"
 
-_GENERIC = re.compile(r"S(\d)_(\d)_C(\d+)_C(\d+)_(\d)\Z", re.IGNORECASE)
-
-
-def encoding(name: str) -> int:
-    """op0<<14 | op1<<11 | crn<<7 | crm<<3 | op2 of a register by the Arm ARM's name or as S3_0_C0_C7_0.
-
-    Raises KeyError for a name that is not known.
-    """
-    if name in SYSREGS:
-        return SYSREGS[name]
-    generic = _GENERIC.match(name)
-    if generic is None:
-        raise KeyError(name)
-    op0, op1, crn, crm, op2 = (int(number) for number in generic.groups())
-    if op0 not in (2, 3) or op1 > 7 or crn > 15 or crm > 15 or op2 > 7:
-        raise KeyError(name)
-    return op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+encoding = by_name
 
 
 def field_of(registers: Mapping[int, int], name: str, lsb: int, width: int = 4) -> int:

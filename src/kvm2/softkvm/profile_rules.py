@@ -23,6 +23,10 @@ _NO_GRANULE = 0xF  # TGRAN4, TGRAN64
 _TGRAN = {12: (28, 1, 40), 14: (20, 2, 32), 16: (24, None, 36)}
 _STAGE2_AS_STAGE1, _STAGE2_NONE, _STAGE2_LPA2 = 0, 1, 3
 
+# Pointer authentication of addresses, and generic: the three algorithms.
+APA = ((reg.ISAR1, 4), (reg.ISAR1, 8), (reg.ISAR2, 12))
+GPA = ((reg.ISAR1, 24), (reg.ISAR1, 28), (reg.ISAR2, 8))
+
 POWER_OFF, EL1_32BIT, PSCI_0_2, PMU_V3, SVE, PTRAUTH_ADDRESS, PTRAUTH_GENERIC = range(7)
 
 TARGET_GENERIC_V8 = 5
@@ -51,13 +55,14 @@ def granules(registers: Mapping[int, int]) -> tuple[int, ...]:
 
 def lpa2(registers: Mapping[int, int], granule: int) -> bool:
     """52-bit addresses at both stages with 4K or 16K pages (has_lpa2)."""
-    stage1, large, stage2 = _TGRAN[granule]
-    if large is None:
-        return False
-    return (
-        reg.field_of(registers, reg.MMFR0, stage1) == large
-        and reg.field_of(registers, reg.MMFR0, stage2) == _STAGE2_LPA2
-    )
+    stage2 = _TGRAN[granule][2]
+    return lpa2_stage1(registers, granule) and reg.field_of(registers, reg.MMFR0, stage2) == _STAGE2_LPA2
+
+
+def lpa2_stage1(registers: Mapping[int, int], granule: int) -> bool:
+    """52-bit addresses at stage 1 with 4K or 16K pages (has_lpa2_at_stage1)."""
+    stage1, large, _ = _TGRAN[granule]
+    return large is not None and reg.field_of(registers, reg.MMFR0, stage1) == large
 
 
 def ipa_limit(parange: int, granule: int, has_lpa2: bool) -> int:
@@ -92,7 +97,9 @@ def features(registers: Mapping[int, int], sve_vqs: tuple[int, ...]) -> frozense
 def has_full_ptrauth(registers: Mapping[int, int]) -> bool:
     """Address and generic authentication, by any algorithm (kvm_has_full_ptr_auth)."""
     address = any(reg.field_of(registers, name, lsb) for name, lsb in ((reg.ISAR1, 4), (reg.ISAR1, 8), (reg.ISAR2, 12)))
-    generic = any(reg.field_of(registers, name, lsb) for name, lsb in ((reg.ISAR1, 24), (reg.ISAR1, 28), (reg.ISAR2, 8)))
+    generic = any(
+        reg.field_of(registers, name, lsb) for name, lsb in ((reg.ISAR1, 24), (reg.ISAR1, 28), (reg.ISAR2, 8))
+    )
     return address and generic
 
 
@@ -126,10 +133,37 @@ def supported_block_sizes(page_shift: int) -> int:
     return sizes | 1 << page_shift + 2 * bits if page_shift == 12 else sizes
 
 
+# The capabilities that `capabilities` computes: a host file cannot state them.
+COMPUTED = frozenset(
+    (
+        cap.KVM_CAP_IRQCHIP,
+        cap.KVM_CAP_NR_VCPUS,
+        cap.KVM_CAP_NR_MEMSLOTS,
+        cap.KVM_CAP_MAX_VCPUS,
+        cap.KVM_CAP_MAX_VCPU_ID,
+        cap.KVM_CAP_ARM_EL1_32BIT,
+        cap.KVM_CAP_ARM_PMU_V3,
+        cap.KVM_CAP_ARM_SVE,
+        cap.KVM_CAP_ARM_PTRAUTH_ADDRESS,
+        cap.KVM_CAP_ARM_PTRAUTH_GENERIC,
+        cap.KVM_CAP_ARM_MTE,
+        cap.KVM_CAP_GUEST_DEBUG_HW_BPS,
+        cap.KVM_CAP_GUEST_DEBUG_HW_WPS,
+        cap.KVM_CAP_ARM_INJECT_SERROR_ESR,
+        cap.KVM_CAP_ARM_VM_IPA_SIZE,
+        cap.KVM_CAP_MSI_DEVID,
+        cap.KVM_CAP_CREATE_VM2,
+        cap.KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES,
+        cap.KVM_CAP_VM_TYPES,
+    )
+)
+
+
 def capabilities(constant: Mapping[int, int], facts: Mapping[str, int], registers: Mapping[int, int]) -> dict[int, int]:
     """KVM_CHECK_EXTENSION on /dev/kvm: the kernel's constant answers, and those that follow from the host.
 
-    `facts`: page_shift, ipa_limit, cpus, max_vcpus, max_vcpu_id, nr_memslots, gic (0: none), create_vm2, features (mask).
+    `facts`: page_shift, ipa_limit, cpus, max_vcpus, max_vcpu_id, nr_memslots, gic (how many), create_vm2, and
+    features as a mask.
     """
     has = facts["features"]
     answers = dict(constant) | {
@@ -160,5 +194,9 @@ def writable_masks(of_kernel: Mapping[int, int], registers: Mapping[int, int]) -
     """KVM_ARM_GET_REG_WRITABLE_MASKS: the kernel's, without the AArch32 ID registers on a core without AArch32."""
     if reg.field_of(registers, reg.PFR0, 0) == 2:
         return dict(of_kernel)
-    first, last = reg.encoding("S3_0_C0_C1_0"), reg.encoding("S3_0_C0_C3_7")
-    return {enc: mask for enc, mask in of_kernel.items() if not first <= enc <= last}
+    return {enc: mask for enc, mask in of_kernel.items() if not is_aarch32_id(enc)}
+
+
+def is_aarch32_id(enc: int) -> bool:
+    """Whether a register is one of the AArch32 ID registers, S3_0_C0_C1_0 to S3_0_C0_C3_7."""
+    return 0xC008 <= enc <= 0xC01F

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from kvm2.softkvm.vcpu import Vcpu
     from kvm2.softkvm.vm import Vm
 
-EC_WFX, EC_PAC, EC_HVC64, EC_SMC64, EC_SYS64, EC_SVE, EC_IABT, EC_DABT = 0x01, 0x09, 0x16, 0x17, 0x18, 0x19, 0x20, 0x24
+EC_HVC64, EC_SMC64, EC_SYS64, EC_IABT, EC_DABT = 0x16, 0x17, 0x18, 0x20, 0x24
 ESR_UNDEF = 1 << 25  # EC 0 (unknown reason), a 32-bit instruction
 PSTATE_NRW = 0x10
-EXIT_REASON = struct.Struct("=I")
-IMMEDIATE_EXIT = 1
+_EXIT_REASON = struct.Struct("=I")
+EXIT_REASON_OFFSET = exits.EXIT_REASON_OFFSET
+IMMEDIATE_EXIT = exits.IMMEDIATE_EXIT_OFFSET
 
 # A blocked vCPU (WFI, powered off) wakes up by itself this often, so that Python's signal handlers run in time.
 NAP_SECONDS = 0.2
@@ -45,7 +46,7 @@ class Execution:
         self.mmio_esr = 0
         self.exit_reason = exits.KVM_EXIT_UNKNOWN
         self.stale = False
-        self._failure: BaseException | None = None
+        self.wait_for_interrupt = False
         self._running = False
         self._signalled = False
         self._wake = threading.Event()
@@ -78,12 +79,14 @@ class Execution:
 
     def run(self) -> int:
         """0 with an exit in the run area; KvmError(EINTR) after a signal, or what the kernel answers a wrong use with."""
-        self.vcpu.check_runnable()
-        self.vm.first_run(self.vcpu)
-        self._prepare()
+        vcpu = self.vcpu
+        vcpu.check_runnable()
+        if not vcpu.has_run:
+            self.vm.first_run(vcpu)
         self._signalled, self._running = False, True
         watching = signals.enter(self._signal)
         try:
+            self._prepare()
             if self.mmio_esr and self.exit_reason == exits.KVM_EXIT_MMIO:
                 mmio.complete(self)
             if self.run_area[IMMEDIATE_EXIT]:
@@ -94,25 +97,33 @@ class Execution:
             if watching:
                 signals.leave()
             self._running = False
-            EXIT_REASON.pack_into(self.run_area, exits.EXIT_REASON, self.exit_reason)
+            _EXIT_REASON.pack_into(self.run_area, EXIT_REASON_OFFSET, self.exit_reason)
         return 0
 
     def _prepare(self) -> None:
         """A core that holds the vCPU's registers."""
         vcpu = self.vcpu
+        vcpu.apply_reset()
         if self.core is None:
             self.core = self.vm.make_core(vcpu, self.trap)
             vcpu.dirty = True
         if vcpu.dirty:
             if vcpu.state.pstate & PSTATE_NRW:
-                raise KvmError(
-                    errno.EOPNOTSUPP,
-                    f"PSTATE {vcpu.state.pstate:#x} is AArch32, which the emulated core does not execute: set an AArch64 mode",
-                )
+                self._refuse_aarch32()
             self.core.load(vcpu.state)
             # The VMM may have written new instructions before it set registers: translated code must not outlive them.
             self.core.flush_code()
             vcpu.dirty = self.stale = False
+
+    def _refuse_aarch32(self) -> None:
+        """As `vcpu_mode_is_bad_32bit` where the host has no AArch32 EL0; elsewhere the emulated core is what lacks it."""
+        vcpu = self.vcpu
+        why = f"PSTATE {vcpu.state.pstate:#x} is AArch32"
+        if vcpu.vm.arm.has_aarch32_el0():
+            raise KvmError(errno.EOPNOTSUPP, f"{why}, which the emulated core does not execute: set an AArch64 mode")
+        vcpu.initialized = False
+        self.exit_reason = exits.KVM_EXIT_FAIL_ENTRY
+        raise KvmError(errno.EINVAL, f"{why}, which this host does not have: KVM_ARM_VCPU_INIT makes the vCPU usable again")
 
     def _loop(self) -> None:
         while True:
@@ -124,13 +135,16 @@ class Execution:
             if self.vcpu.stopped():
                 self._nap()
                 continue
+            if self.vcpu.apply_reset():
+                self._prepare()
             outcome = self._enter()
             if outcome == "trap":
-                failure, self._failure = self._failure, None
-                if failure is not None:
-                    raise failure
-                return
-            if outcome == "wfi":
+                if self.exit_reason != exits.KVM_EXIT_UNKNOWN:
+                    return
+                if self.wait_for_interrupt:
+                    self.wait_for_interrupt = False
+                    self._nap()
+            elif outcome == "wfi":
                 self._nap()
             elif outcome == "error":
                 raise KvmError(errno.EFAULT, self.core.error)
@@ -159,6 +173,12 @@ class Execution:
             self._code_seen = vm.code_generation
             core.flush_code()
 
+    def close(self) -> None:
+        """The VM is gone: the core goes too."""
+        if self.core is not None:
+            self.pull()
+            self.core.close()
+
     # ---- being interrupted
 
     def _signal(self, arrived: bool) -> None:
@@ -185,18 +205,11 @@ class Execution:
 
     def trap(self) -> bool:
         """Called inside the core for each exception to EL2. True: go on in the guest; False: leave it."""
-        try:
-            return self._dispatch(self.core.syndrome >> 26)
-        except BaseException as failure:
-            # Nothing may pass through the emulator's C frames: it is raised again behind them.
-            self._failure = failure
-            return False
-
-    def _dispatch(self, ec: int) -> bool:
+        ec = self.core.syndrome >> 26
         if ec in (EC_DABT, EC_IABT):
             return faults.handle(self)
         if ec == EC_HVC64:
-            return hypercall.call(self, smc=False)
+            return hypercall.hvc(self)
         if ec == EC_SMC64:
             return hypercall.smc(self)
         if ec == EC_SYS64:
@@ -215,8 +228,10 @@ class Execution:
         iss = core.syndrome
         read, target = iss & 1, iss >> 5 & 31
         enc = (iss >> 20 & 3) << 14 | (iss >> 14 & 7) << 11 | (iss >> 10 & 15) << 7 | (iss >> 1 & 15) << 3 | iss >> 17 & 7
-        if enc in CODE_MAINTENANCE:
-            self.vm.code_generation += 1
+        if enc in CACHE_MAINTENANCE:
+            if enc != DC_CVAU:
+                # This core sees its own writes to translated code; the others are told.
+                self.vm.code_generation = self._code_seen = self.vm.code_generation + 1
             core.pc += 4
             return True
         operand = core.x[target] if target != 31 and not read else 0
@@ -234,5 +249,6 @@ def _sys(op1: int, crm: int, op2: int) -> int:
     return 1 << 14 | op1 << 11 | 7 << 7 | crm << 3 | op2
 
 
-# IC IALLUIS, IC IALLU, IC IVAU, DC CVAU, DC CVAP: only those that drop instructions count as a change of code.
-CODE_MAINTENANCE = frozenset({_sys(0, 1, 0), _sys(0, 5, 0), _sys(3, 5, 1)})
+DC_CVAU = _sys(3, 11, 1)
+# IC IALLUIS, IC IALLU, IC IVAU and DC CVAU trap (HCR_EL2.TPU).
+CACHE_MAINTENANCE = frozenset({_sys(0, 1, 0), _sys(0, 5, 0), _sys(3, 5, 1), DC_CVAU})

@@ -37,7 +37,6 @@ class Arena:
         self._chunk_size = min(FIRST_TABLES * page_size, MAX_CHUNK)
         self._free: list[Table] = []
         self._tables: list[Table] = []
-        self._zeros = bytes(page_size)
 
     @property
     def reserved(self) -> int:
@@ -69,7 +68,7 @@ class Arena:
 
     def give_back(self, table: Table) -> None:
         """Takes a table of one page back, whatever is in it."""
-        table.entries.cast("B")[:] = self._zeros
+        table.entries.cast("B")[:] = bytes(self.page_size)
         table.used = 0
         self._free.append(table)
 

@@ -1,10 +1,10 @@
 """The stage-2 page-table format of a VM: a pure function of the host, the IPA size and the granule.
 
-The rules are `kvm_get_vtcr()` of the kernel (arch/arm64/kvm/hyp/pgtable.c) and VTCR_EL2 in the Arm ARM: the table walk
-has `levels` levels and starts with up to 16 concatenated tables, so four bits are resolved without a level of their own.
+The rules are `kvm_get_vtcr()` of the kernel (arch/arm64/kvm/hyp/pgtable.c) and VTCR_EL2 in the Arm ARM: a walk has
+`levels` levels and starts with up to 16 concatenated tables, so four bits are resolved without a level of their own.
 
 >>> from types import SimpleNamespace
->>> host = SimpleNamespace(page_shift=12, parange=6, lpa2=True, vmid_bits=16, ipa_limit_for=lambda shift: 52)
+>>> host = SimpleNamespace(page_shift=12, parange=6, lpa2=True, vmid_bits=16, lpa2_for=lambda shift: True)
 >>> f = stage2_format(host, 40)
 >>> hex(f.vtcr), f.start_level, f.concatenated, f.entries
 ('0x1802e3558', 1, 2, 1024)
@@ -47,7 +47,7 @@ class FormatHost(Protocol):
     def lpa2(self) -> bool: ...
     @property
     def vmid_bits(self) -> int: ...
-    def ipa_limit_for(self, page_shift: int) -> int: ...
+    def lpa2_for(self, granule: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,8 @@ def stage2_format(profile: FormatHost, ipa_bits: int, page_shift: int | None = N
     Makes no tables. KvmError(EINVAL) for a size that no format of this host and granule can express.
     """
     shift = page_shift or profile.page_shift
-    if shift == profile.page_shift:
-        lpa2 = profile.lpa2 and shift != 16
-    else:  # another granule than the host's has 52-bit forms where its limit is above 48 bits
-        lpa2 = shift != 16 and profile.ipa_limit_for(shift) > CORE_IPA_BITS
-    return _format(profile.parange, lpa2, profile.vmid_bits == 16, ipa_bits, shift)
+    lpa2 = profile.lpa2 if shift == profile.page_shift else profile.lpa2_for(shift)
+    return _format(profile.parange, lpa2 and shift != 16, profile.vmid_bits == 16, ipa_bits, shift)
 
 
 @lru_cache(maxsize=1024)

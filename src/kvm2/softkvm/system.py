@@ -12,7 +12,7 @@ from kvm2.softkvm.vm import Vm
 from kvm2.softkvm.vm_fd import VmFd
 
 if TYPE_CHECKING:
-    from kvm2.softkvm.creation import VmConfig
+    from kvm2.softkvm.creation import Configuring, VmConfig
     from kvm2.softkvm.door import SoftKvm
 
 KVM_API_VERSION = 12
@@ -42,7 +42,7 @@ class System:
             return _without_argument(arg, self.profile.vcpu_mmap_size)
         raise KvmError(errno.EINVAL, f"{request:#x} is no ioctl of /dev/kvm on this host")
 
-    def _install(self, config: VmConfig | int) -> int:
+    def _install(self, config: VmConfig | Configuring | int) -> int:
         if isinstance(config, int):
             return config  # a dry run: 0, which is not a descriptor
         return self.door.install(VmFd(Vm(self.profile, self.memory, config), self.door))

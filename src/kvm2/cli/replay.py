@@ -1,0 +1,222 @@
+"""`kvm2 replay`: recorded scenarios on a described host, compared with what a real kernel answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvm2.lab.compare import Difference
+    from kvm2.lab.replay import Plan, Report
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("replay")
+@click.argument("scenarios", type=FILE, required=False)
+@click.option("--host", help="The described host to play on. Default: the one that --expect is from.")
+@click.option("--expect", type=FILE, help="Recorded answers (.jsonl, also .xz or .gz) to compare with.")
+@click.option("--untrusted", type=FILE, help="Rules of what not to believe of the records.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Play only scenarios of such names. May be repeated.")
+@click.option("--skip", multiple=True, metavar="GLOB", help="Leave out scenarios of such names. May be repeated.")
+@click.option("--guests", type=FILE, help="The guest programs. Default: guests.json beside SCENARIOS.")
+@click.option("--record", type=click.Path(path_type=Path), help="Write the answers to this file.")
+@click.option("--stage2", type=FILE, help="Compare stage-2 tables with the dumps of this file instead.")
+@click.option("--patience", type=click.IntRange(1), default=150, show_default=True, metavar="MS",
+              help="Interrupt a vCPU that sleeps or spins after so many milliseconds.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Play on so many processes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (schema kvm2.replay/1).")
+def command(
+    scenarios: Path | None,
+    host: str | None,
+    expect: Path | None,
+    untrusted: Path | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    guests: Path | None,
+    record: Path | None,
+    stage2: Path | None,
+    patience: int,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Play recorded SCENARIOS on a host and compare its answers with those of a real kernel.
+
+    Without --expect the answers are printed, a line of JSON for each scenario. Exit code 1 when a step differs in a way
+    that no entry of the differences file names.
+    """
+    from kvm2.errors import UsageError
+
+    if (scenarios is None) == (stage2 is None):
+        raise UsageError("give a file of scenarios, or --stage2 and a file of dumps")
+    if stage2 is not None:
+        _stage2(stage2, host, as_json)
+        return
+    assert scenarios is not None
+    plan = _plan(scenarios, host, expect, untrusted, only, skip, guests, patience, jobs)
+    report = _play(plan, record)
+    _print(report, expect is not None, record is not None, as_json)
+    if not report.ok:
+        raise SystemExit(1)
+
+
+def _plan(
+    scenarios: Path,
+    host: str | None,
+    expect: Path | None,
+    untrusted: Path | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    guests: Path | None,
+    patience: int,
+    jobs: int,
+) -> Plan:
+    """Everything read from its files."""
+    from kvm2.errors import UsageError
+    from kvm2.lab.compare import load_differences, load_untrusted
+    from kvm2.lab.engine import find_guests, load_guests
+    from kvm2.lab.replay import Plan
+    from kvm2.lab.scenarios import load_record, load_scenarios, select
+
+    recorded = load_record(expect) if expect else None
+    if host is None and recorded is None:
+        raise UsageError("--host is needed: `kvm2 hosts` lists the described hosts")
+    return Plan(
+        host=host or (recorded.host if recorded else ""),
+        scenarios=select(load_scenarios(scenarios), only, skip),
+        guests=load_guests(guests or find_guests(scenarios)),
+        record=recorded,
+        untrusted=load_untrusted(untrusted) if untrusted else (),
+        named=load_differences(),
+        patience_ms=patience,
+        jobs=jobs,
+    )
+
+
+def _play(plan: Plan, record: Path | None) -> Report:
+    """Plays; what was played until an interrupt is recorded too."""
+    from kvm2.lab.replay import Report, replay
+
+    report: Report | None = None
+    try:
+        with _Progress(len(plan.scenarios)) as progress:
+            report = replay(plan, progress)
+    except KeyboardInterrupt as interrupt:
+        report = interrupt.args[0] if interrupt.args and isinstance(interrupt.args[0], Report) else None
+        raise
+    finally:
+        if record is not None and report is not None:
+            record.write_text("".join(line + "\n" for line in report.record_lines()))
+    return report
+
+
+class _Progress:
+    """A bar on standard error, from the second second on and only on a terminal."""
+
+    def __init__(self, total: int) -> None:
+        import time
+
+        self._total, self._done, self._start = total, 0, time.monotonic()
+        self._now: Callable[[], float] = time.monotonic
+        self._advance: Callable[[], None] | None = None
+        self._stop: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop()
+
+    def __call__(self, name: str) -> None:
+        import sys
+
+        self._done += 1
+        if self._advance is not None:
+            self._advance()
+        elif sys.stderr.isatty() and self._now() - self._start > 1:
+            self._show()
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        bar = Progress(console=Console(stderr=True), transient=True)
+        task = bar.add_task("scenarios", total=self._total, completed=self._done)
+        bar.start()
+        self._advance, self._stop = lambda: bar.advance(task), bar.stop
+
+
+def _print(report: Report, compared: bool, recorded: bool, as_json: bool) -> None:
+    """The report on standard output."""
+    if as_json:
+        import json
+
+        answers = {} if compared else {"answers": {o.played.name: list(o.played.answers) for o in report.outcomes}}
+        click.echo(json.dumps({**report.json(), **answers}, indent=1))
+        return
+    for verdict in report.verdicts:
+        if verdict.differences:
+            click.echo(f"{verdict.scenario}: {verdict.equal} of {verdict.steps} steps equal")
+            for difference in verdict.differences:
+                click.echo(_difference(difference))
+    for name, lines in report.faults.items():
+        click.echo(f"{name}: went wrong inside:\n  " + "\n  ".join(lines))
+    if not compared:
+        if not recorded:
+            click.echo("\n".join(report.record_lines()))
+        return
+    totals = report.totals()
+    click.echo(
+        f"{report.host}: {len(report.verdicts)} scenarios, {totals['steps']} steps: {totals['equal']} equal, "
+        f"{totals['different']} different ({totals['named']} of them named), {totals['untrusted']} not believed"
+    )
+    if report.without_record:
+        click.echo(f"without recorded answers: {', '.join(report.without_record)}")
+
+
+def _difference(difference: Difference) -> str:
+    """One step that differs, on three lines; of a register dump only the registers that do."""
+    from kvm2.lab.compare import register_changes
+
+    changes = register_changes(difference)
+    name = f"  [{difference.name}]" if difference.name else ""
+    head = f"  {difference.step:4} {difference.brief}{name}"
+    if changes is not None:
+        lines = [f"         {key}: recorded {want}, here {have}" for key, want, have in changes]
+        return "\n".join([head, *lines])
+    return f"{head}\n         recorded {_short(difference.expected)}\n         here     {_short(difference.got)}"
+
+
+def _short(answer: object) -> str:
+    import json
+
+    text = json.dumps(answer)
+    return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
+
+
+def _stage2(dumps: Path, host: str | None, as_json: bool) -> None:
+    """Stage-2 tables against dumps of real ones."""
+    from kvm2.errors import UsageError
+    from kvm2.lab.stage2_replay import replay_stage2
+    from kvm2.softkvm import profile
+
+    if host is None:
+        raise UsageError("--host is needed: the described host whose tables are compared")
+    report = replay_stage2(dumps, profile.load(host))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(report.as_json(), indent=1))
+    else:
+        for difference in report.differences:
+            where = f"{difference.ipa_bits} bits, {difference.what}"
+            click.echo(f"{where}: recorded {difference.recorded}, here {difference.here}")
+        click.echo(
+            f"{report.host}: {report.dumps} VMs, {report.compared} values compared, {len(report.differences)} different"
+        )
+    if not report.equal:
+        raise SystemExit(1)

@@ -1,0 +1,170 @@
+"""`kvm2 run`: run a guest."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
+from kvm2.cli.render import emit, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvm2.board.machine import Machine, RunResult
+    from kvm2.kvm import Kvm
+
+QUIET_SECONDS = 1.0
+
+
+@click.command("run", short_help="Run a guest.")
+@click.argument("guest", required=False, type=click.Path(dir_okay=False))
+@host_option
+@spec_options
+@click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="vCPUs; PSCI starts the others.")
+@click.option("--top", is_flag=True, help="Map 64K at the end of the IPA space (always done for the demonstration).")
+@click.option("--no-params", is_flag=True, help="Enter the guest with x0 = 0, without a parameter block.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop the guest after this time.")
+@json_option
+def command(host: str | None, guest: str | None, as_json: bool, cpus: int, **wanted: Any) -> int:
+    """Run GUEST (an ELF64 for AArch64, or a flat image) on a host, through KVM_CREATE_VM2.
+
+    The guest's console comes live on stdout, then a summary. Without GUEST the demonstration guest runs, which shows
+    what the VM looks like from inside and what is at the edges of its address space. RAM is 64M@1G unless --memory
+    says otherwise; docs/guest.md is the guest's contract.
+    """
+    from kvm2.board.loader import read_image
+    from kvm2.board.machine import DEFAULT_MEMORY, Machine, check_memory
+    from kvm2.cli.making import call_of, make_vm, spec_of
+    from kvm2.hosts import open as open_host
+
+    spec = spec_of(wanted, DEFAULT_MEMORY)
+    call = call_of(wanted, spec)
+    check_memory(spec.memory)
+    image = read_image(_path(guest), spec.memory)
+    console = Console(live=not as_json)
+    with open_host(chosen_host(host)) as kvm:
+        vm = make_vm(kvm, spec, call, wanted["type_word"])
+        with Machine(kvm, spec, vm=vm, cpus=cpus, sink=console.put, top=wanted["top"] or guest is None) as machine:
+            machine.load(image, params=not wanted["no_params"])
+            try:
+                result = machine.run(wanted["timeout"], console.tick)
+            except KeyboardInterrupt as stop:
+                console.close()
+                _report(kvm, machine, stop.args[0], guest, as_json)
+                if as_json:
+                    from kvm2.cli.main import JsonWritten
+
+                    raise JsonWritten from None
+                raise KeyboardInterrupt from None
+            console.close()
+            _report(kvm, machine, result, guest, as_json)
+    return 0 if result.ok else 1
+
+
+def _path(guest: str | None) -> Path:
+    from pathlib import Path
+
+    from kvm2.guests import DEMO
+
+    return DEMO if guest is None else Path(guest)
+
+
+class Console:
+    """The guest's console on stdout: a line at a time, or each byte where somebody looks at a terminal."""
+
+    def __init__(self, live: bool) -> None:
+        self._out = sys.stdout.buffer if live else None
+        self._line = bytearray()
+        self._each = live and sys.stdout.isatty()
+        self._status = sys.stderr.isatty()
+        self._shown = self._silent_since_tick = False
+        self._column = 0
+
+    def put(self, byte: int) -> None:
+        """One byte of the guest's."""
+        self._silent_since_tick = False
+        if self._out is None:
+            return
+        self._line.append(byte)
+        if self._each or byte == 10 or len(self._line) > 4096:
+            self.flush()
+
+    def flush(self) -> None:
+        """Everything so far."""
+        if self._out is not None and self._line:
+            self._wipe()
+            self._column = 0 if self._line.endswith(b"\n") else 1
+            self._out.write(self._line)
+            self._out.flush()
+            self._line.clear()
+
+    def tick(self, seconds: float, exits: int) -> None:
+        """A guest that says nothing: how long it runs and how many exits it made, on stderr."""
+        self.flush()
+        if self._status and seconds > QUIET_SECONDS and self._silent_since_tick and not self._column:
+            self._shown = True
+            print(f"\r\x1b[Krunning {seconds:.0f} s, {exits} exits (Ctrl-C stops)", end="", file=sys.stderr, flush=True)
+        self._silent_since_tick = True
+
+    def _wipe(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+    def close(self) -> None:
+        """The end of the guest's output, on a line of its own."""
+        self.flush()
+        self._wipe()
+        if self._out is not None and self._column:
+            self._out.write(b"\n")
+            self._out.flush()
+
+
+def _report(kvm: Kvm, machine: Machine, result: RunResult, guest: str | None, as_json: bool) -> None:
+    if as_json:
+        return emit("run", _as_dict(kvm, machine, result, guest), ok=result.ok)
+    sys.stdout.flush()
+    print(f"\nended: {result.ended}{': ' + result.reason if result.reason else ''}, after {result.seconds:.2f} s")
+    total = sum(result.exits.values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in result.exits.items())
+    print(f"host {kvm.name}, {machine.ipa_bits} IPA bits, {len(machine.vcpus)} vCPU; {total} exits: {kinds or 'none'}")
+    if result.unclaimed_count:
+        print(f"{result.unclaimed_count} accesses to addresses with nothing behind them (reads gave 0):")
+        rows = [(hex(u.address), u.size, "write" if u.is_write else "read", u.count) for u in result.unclaimed[:16]]
+        table(("address", "bytes", "access", "count"), rows)
+        if len(result.unclaimed) > 16:
+            print(f"... and {len(result.unclaimed) - 16} more addresses (--json has them)")
+    if result.error is not None and result.error.findings:
+        from kvm2.cli.render import show_findings
+
+        show_findings(result.error.findings)
+    return None
+
+
+def _as_dict(kvm: Kvm, machine: Machine, result: RunResult, guest: str | None) -> dict[str, Any]:
+    unclaimed = [
+        {"address": u.address, "size": u.size, "access": "write" if u.is_write else "read", "count": u.count}
+        for u in result.unclaimed
+    ]
+    error = result.error
+    return {
+        "host": kvm.name,
+        "guest": guest or "demo",
+        "ipa_bits": machine.ipa_bits,
+        "cpus": len(machine.vcpus),
+        "memory": [{"base": piece.base, "size": piece.size} for piece in machine.memory],
+        "top": {"base": machine.top.base, "size": machine.top.size} if machine.top else None,
+        "ended": result.ended,
+        "reason": result.reason,
+        "vcpu": result.vcpu,
+        "seconds": round(result.seconds, 6),
+        "exits": result.exits,
+        "unclaimed": unclaimed,
+        "unclaimed_count": result.unclaimed_count,
+        "console": result.console.decode("utf-8", "replace"),
+        "errno": error.name if error else None,
+        "findings": [finding.to_dict() for finding in error.findings] if error else [],
+    }

@@ -1,0 +1,71 @@
+"""`kvm2 shell`: a Python prompt with kvm, vm, vcpu and ram made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
+
+
+@click.command("shell", short_help="A Python prompt with kvm, vm and vcpu made.")
+@host_option
+@spec_options
+@click.option("-c", "code", metavar="PROGRAM", help="Run this program instead of prompting.")
+@json_option
+def command(host: str | None, code: str | None, as_json: bool, **wanted: Any) -> None:
+    """Open a Python prompt with `kvm`, `vm`, `vcpu` (initialised) and `ram` (64M@1G, or --memory) made.
+
+    Without --ipa-bits the VM is as large as its memory needs ('auto').
+    """
+    import kvm2
+    from kvm2.board.machine import DEFAULT_MEMORY, check_memory
+    from kvm2.cli.making import call_of, make_vm, spec_of
+    from kvm2.errors import UsageError
+    from kvm2.hosts import open as open_host
+
+    if as_json and code is None:
+        raise UsageError("--json needs a program: kvm2 shell --json -c 'print(...)'; a prompt has no JSON form")
+    if wanted["ipa_bits"] is None and wanted["type_word"] is None:
+        wanted["ipa_bits"] = "auto"
+    spec = spec_of(wanted, DEFAULT_MEMORY)
+    call = call_of(wanted, spec)
+    check_memory(spec.memory)
+    with open_host(chosen_host(host)) as kvm, make_vm(kvm, spec, call, wanted["type_word"]) as vm:
+        rams = [vm.map(piece.base, piece.size) for piece in spec.memory]
+        with vm.create_vcpu(0) as vcpu:
+            vcpu.init(["psci_0_2"] + ["sve"] * (spec.sve is not None))
+            names = {"kvm2": kvm2, "kvm": kvm, "vm": vm, "vcpu": vcpu, "ram": rams[0], "rams": rams}
+            if code is None:
+                _prompt(names)
+            elif as_json:
+                _program_as_json(code, names)
+            else:
+                exec(compile(code, "<kvm2 shell>", "exec"), names)
+
+
+def _prompt(names: dict[str, Any]) -> None:
+    import code
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline
+        import rlcompleter
+
+        readline.set_completer(rlcompleter.Completer(names).complete)
+        readline.parse_and_bind("tab: complete")
+    banner = f"kvm2 on {names['kvm'].name}: kvm, vm, vcpu, ram (at {names['ram'].gpa:#x}). Ctrl-D leaves."
+    code.interact(banner=banner, local=names, exitmsg="")
+
+
+def _program_as_json(code: str, names: dict[str, Any]) -> None:
+    import contextlib
+    import io
+
+    from kvm2.cli.render import emit
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, "<kvm2 shell>", "exec"), names)
+    emit("shell", {"host": names["kvm"].name, "output": said.getvalue()})

@@ -1,0 +1,132 @@
+"""/dev/kvm: what the host can do, and VMs on it, by the new call and by the old one."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+from kvm2.abi import ioctls
+from kvm2.abi.vm2 import KVM_CAP_CREATE_VM2, DescribeVm2, Vm2AttrInfo
+from kvm2.errors import KvmError, UsageError
+from kvm2.handle import Buffer, Handle, checked_word
+from kvm2.names import capability
+from kvm2.spec import VmSpec
+from kvm2.vm import Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kvm2.abi.findings import Finding
+    from kvm2.abi.layout import Structure
+    from kvm2.hosts.backend import Backend
+
+NO_CREATE_VM2 = (
+    "this host has no KVM_CREATE_VM2 (KVM_CHECK_EXTENSION(KVM_CAP_CREATE_VM2) = 0), like every mainline kernel: "
+    "use create_vm(type), or a host that has it"
+)
+
+
+class Kvm(Handle):
+    """A descriptor of /dev/kvm; `kvm2.open` makes it. `name` is the host's."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        super().__init__(backend, backend.open())
+        self.name = name
+
+    def api_version(self) -> int:
+        """KVM_GET_API_VERSION: 12, for ever."""
+        return self.ioctl(ioctls.KVM_GET_API_VERSION)
+
+    def check_extension(self, cap: str | int) -> int:
+        """KVM_CHECK_EXTENSION, by name ("ARM_VM_IPA_SIZE") or number: 0 where the host has it not."""
+        return self.ioctl(ioctls.KVM_CHECK_EXTENSION, checked_word("capability", capability(cap), 64))
+
+    def vcpu_mmap_size(self) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE: bytes of a vCPU's shared area."""
+        return self.ioctl(ioctls.KVM_GET_VCPU_MMAP_SIZE)
+
+    def create_vm(self, type: int = 0) -> Vm:
+        """KVM_CREATE_VM with its `type` word; on arm64 that is the IPA size in bits, 0 for 40."""
+        return Vm(self._backend, self.ioctl(ioctls.KVM_CREATE_VM, checked_word("type", type, 64)))
+
+    def describe(self) -> Mapping[int, Vm2AttrInfo]:
+        """KVM_DESCRIBE_VM2: which attributes of KVM_CREATE_VM2 this host takes, by type number, ascending."""
+        room = 0
+        while True:
+            entries = Buffer(max(room, 1) * Vm2AttrInfo.SIZE)
+            asked = Buffer(DescribeVm2(count=room, entries=entries.address).pack())
+            try:
+                self.ioctl(ioctls.KVM_DESCRIBE_VM2, asked)
+            except KvmError as error:
+                count = DescribeVm2.unpack(asked.bytes()).count
+                if error.errno == errno.E2BIG and count > room:
+                    room = count
+                    continue
+                raise self._explained(error) from None
+            data = entries.bytes()
+            found = [
+                Vm2AttrInfo.unpack(data, Vm2AttrInfo.SIZE * i) for i in range(DescribeVm2.unpack(asked.bytes()).count)
+            ]
+            return {info.type: info for info in found}
+
+    def create_vm2(self, spec: VmSpec | Sequence[Structure] | None = None, **wanted: Any) -> Vm:
+        """KVM_CREATE_VM2: a VM of a `VmSpec`, of the same words as arguments, or of a list of attributes.
+
+        KvmError with every finding where the host refuses:
+
+        >>> import kvm2
+        >>> with kvm2.open("apple-m1") as kvm:
+        ...     kvm.create_vm2(physaddr_bits=36).get_attr(2).physaddr_bits
+        36
+        """
+        from kvm2.negotiation import send
+
+        fd, notes = send(self, ioctls.KVM_CREATE_VM2, self._attributes(spec, wanted))
+        return Vm(self._backend, fd, notes)
+
+    def dry_run(self, spec: VmSpec | Sequence[Structure] | None = None, **wanted: Any) -> tuple[Finding, ...]:
+        """KVM_CREATE_VM2 with DRY_RUN: the notes of a creation that would succeed, else KvmError with every finding."""
+        from kvm2.negotiation import send
+
+        return send(self, ioctls.KVM_CREATE_VM2, self._attributes(spec, wanted), dry_run=True)[1]
+
+    def create_vm2_fixed(self, spec: VmSpec | None = None, **wanted: Any) -> Vm:
+        """KVM_CREATE_VM2_FIXED: the same with the structure of fixed size, which carries the IPA size and SVE."""
+        spec = self._spec(spec, wanted)
+        argument = spec.fixed(self.describe() if spec.needs_description else {})
+        try:
+            return Vm(self._backend, self.ioctl(ioctls.KVM_CREATE_VM2_FIXED, argument))
+        except KvmError as error:
+            raise self._explained(error) from None
+
+    def resolve_ipa_bits(self, spec: VmSpec) -> int:
+        """The IPA size in bits that creation asks this host for."""
+        return spec.resolve_ipa_bits(self.describe() if spec.physaddr_bits in ("auto", "max") else {})
+
+    def _attributes(self, spec: VmSpec | Sequence[Structure] | None, wanted: dict[str, Any]) -> list[Structure]:
+        if spec is not None and not isinstance(spec, VmSpec):
+            if wanted:
+                raise UsageError(f"a list of attributes and {', '.join(wanted)}: give one of them")
+            return list(spec)
+        spec = self._spec(spec, wanted)
+        return spec.attributes(self.describe() if spec.needs_description else {})
+
+    def _spec(self, spec: VmSpec | None, wanted: dict[str, Any]) -> VmSpec:
+        if spec is not None:
+            if wanted:
+                raise UsageError(f"a VmSpec and {', '.join(wanted)}: give one of them")
+            return spec
+        known = VmSpec.__dataclass_fields__
+        for name in wanted:
+            if name not in known:
+                raise UsageError(f"{name!r} is not something a VM can be asked for; known: {', '.join(known)}")
+        return VmSpec(**wanted)
+
+    def _explained(self, error: KvmError) -> KvmError:
+        """A bare EINVAL of a host without KVM_CREATE_VM2 says nothing: ask the host, and say it."""
+        if error.errno == errno.EINVAL and not error.findings and not self.check_extension(KVM_CAP_CREATE_VM2):
+            return KvmError(errno.EINVAL, NO_CREATE_VM2)
+        return error
+
+    def __repr__(self) -> str:
+        return f"<Kvm {self.name}{' closed' if self.closed else ''}>"

@@ -1,0 +1,67 @@
+"""A process that plays scenarios for `pool`: a guest that crashes the emulator's C code takes only this process along.
+
+Speaks JSON lines: the first line in names the host and holds the guest programs, each further one is a scenario; each
+line out is what it gave. Run by `pool` as `python -m kvm2.lab.worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from kvm2.errors import Kvm2Error
+from kvm2.lab.engine import play
+from kvm2.lab.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvm2.hosts.backend import Backend
+
+
+def machine(host: str) -> Callable[[], Backend]:
+    """What makes a new machine of a described host, for each scenario one: none sees what another left behind."""
+    from kvm2.softkvm import profile
+    from kvm2.softkvm.door import SoftKvm
+
+    described = profile.load(host)
+    return lambda: SoftKvm(described)
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """Answers requests until there are no more."""
+    setup = json.loads(requests.readline())
+    guests = {name: bytes.fromhex(code) for name, code in setup["guests"].items()}
+    new_machine = machine(setup["host"])
+    for line in requests:
+        request = json.loads(line)
+        scenario = Scenario(request["sc"], tuple(request["steps"]))
+        try:
+            played = play(new_machine(), scenario, guests, request["patience_ms"])
+        except Kvm2Error as error:
+            reply: dict[str, object] = {"error": str(error)}
+        else:
+            reply = {
+                "r": played.answers,
+                "cut_short": played.cut_short,
+                "faults": played.faults,
+                "seconds": played.seconds,
+            }
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    """Requests on standard input, replies on standard output; whatever else prints goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin, replies)
+    except KeyboardInterrupt:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The calls that take or give attributes: KVM_CREATE_VM2, KVM_VM2_SET_ATTRS, KVM_VM2_COMMIT, KVM_VM2_GET_ATTR.
+
+Each call carries a REPORT of its own, so that whoever answers, an exception has every finding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from typing import TYPE_CHECKING, Any, cast
+
+from kvm2.abi import ioctls, vm2, wire
+from kvm2.abi.findings import RECORD_SIZE, read_records
+from kvm2.errors import KvmError, UsageError
+from kvm2.handle import Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvm2.abi.findings import Finding
+    from kvm2.abi.layout import Structure
+    from kvm2.handle import Handle
+
+_POINTER = struct.Struct("=Q")
+_COUNT_OFFSET = next(entry.offset for entry in vm2.Report.LAYOUT.fields if entry.name == "count")
+
+
+class AttributeList:
+    """A list of attributes at an address, with room for the host's findings."""
+
+    def __init__(self, attributes: Sequence[Structure]) -> None:
+        full = len(attributes) >= vm2.KVM_CREATE_VM2_MAX_ATTRS
+        self.reports = not full and not any(isinstance(one, vm2.Report) for one in attributes)
+        self.capacity = 32 + 8 * len(attributes)
+        self._records = Buffer(self.capacity * RECORD_SIZE if self.reports else 0)
+        sent = list(attributes)
+        if self.reports:
+            # Last, so that every finding's attr_index is the caller's own.
+            sent.append(cast("Structure", vm2.Report(records=self._records.address, capacity=self.capacity)))
+        size = len(wire.encode(sent, 0))
+        self._bytes = Buffer(size)
+        self.address = self._bytes.address
+        ctypes.memmove(self.address, wire.encode(sent, self.address), size)
+        self._report_at = wire.OUTER_SIZE + _POINTER.size * (len(sent) - 1)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What the host wrote; () where it wrote nothing."""
+        if not self.reports:
+            return ()
+        data = self._bytes.bytes()
+        where = _POINTER.unpack_from(data, self._report_at)[0] - self.address
+        count = struct.unpack_from("=I", data, where + _COUNT_OFFSET)[0]
+        return read_records(self._records.bytes(), count, self.capacity)
+
+
+def send(
+    handle: Handle, request: int, attributes: Sequence[Any], *, dry_run: bool = False
+) -> tuple[int, tuple[Finding, ...]]:
+    """One call with a list of attributes: (what the ioctl returned, the notes). KvmError with every finding."""
+    wrong = next((one for one in attributes if not hasattr(one, "pack")), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong!r} is not an attribute: give objects of kvm2.abi.vm2, such as Arm64PhysaddrSize")
+    asked = AttributeList([*attributes, cast("Structure", vm2.DryRun())] if dry_run else attributes)
+    try:
+        result = handle.ioctl(request, asked.address)
+    except KvmError as error:
+        found = asked.findings() or error.findings
+        if found:
+            raise KvmError(error.errno or 0, error.reason, found) from None
+        raise _explained(handle, error) from None
+    return result, asked.findings()
+
+
+def _explained(handle: Handle, error: KvmError) -> KvmError:
+    from kvm2.kvm import Kvm
+
+    return handle._explained(error) if isinstance(handle, Kvm) and error.errno == errno.EINVAL else error
+
+
+def get_attr(handle: Handle, attribute: type[Structure] | int) -> Structure:
+    """KVM_VM2_GET_ATTR by class or type number."""
+    if isinstance(attribute, int):
+        row = vm2.ATTRIBUTES.get(attribute)
+        number, cls = attribute, (row.cls if row else vm2.AttrHdr)
+    else:
+        cls = attribute
+        number = next((row.type for row in vm2.ATTRIBUTES.values() if row.cls is attribute), -1)
+        if number < 0:
+            raise UsageError(f"{attribute!r} is not an attribute of KVM_CREATE_VM2")
+    value = Buffer(cls.SIZE)
+    asked = vm2.Vm2Attr(type=number, size=cls.SIZE, attr=value.address)
+    handle.ioctl(ioctls.KVM_VM2_GET_ATTR, asked)
+    return cls.unpack(value.bytes())

@@ -1,0 +1,180 @@
+"""One Unicorn instance made into a non-secure Arm core with a hypervisor configuration around EL1 and EL0.
+
+The emulated physical address space *is* this process's address space: one region maps every address from 64 KiB to
+2^48 onto itself. A stage-2 leaf therefore holds a host virtual address, and so does VTTBR_EL2. Nothing in the emulator
+checks such an address: the stage-2 tables alone decide what a guest reaches, and an entry that points to memory which
+this process has not mapped ends the process with SIGSEGV.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from typing import Any, Final
+
+from kvm2.errors import EnvironmentFault
+from kvm2.softkvm.cpu import calibrate
+from kvm2.softkvm.cpu import engine as uc
+from kvm2.softkvm.cpu import registers as reg
+
+MODELS: Final = {"a72": uc.MODEL_A72, "max": uc.MODEL_MAX}
+COUNTER_HZ: Final = 62_500_000  # CNTFRQ_EL0 of the core: its counter is the host's monotonic clock in 16 ns steps
+
+# Room for translated code. A guest kernel's working set is larger than 8 MiB, and a full buffer is dropped whole.
+TCG_BUFFER: Final = 32 << 20
+LOWEST: Final = 0x10000
+TOP: Final = 1 << 48
+PARANGE_48: Final = 5
+
+HCR_VM, HCR_FMO, HCR_IMO, HCR_AMO, HCR_VF, HCR_VI = 1 << 0, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7
+HCR_TWI, HCR_TID1, HCR_TID2, HCR_TID3, HCR_TSC = 1 << 13, 1 << 16, 1 << 17, 1 << 18, 1 << 19
+HCR_TACR, HCR_TPU, HCR_RW, HCR_TLOR, HCR_APK, HCR_API = 1 << 21, 1 << 24, 1 << 31, 1 << 35, 1 << 40, 1 << 41
+_HCR_TRAPS: Final = HCR_TWI | HCR_TID1 | HCR_TID2 | HCR_TID3 | HCR_TSC | HCR_TACR | HCR_TLOR
+HCR_GUEST: Final = HCR_RW | HCR_FMO | HCR_IMO | HCR_AMO | _HCR_TRAPS
+SCR_GUEST: Final = 0x531  # NS, RES1, HCE, RW
+SCR_APK_API: Final = 3 << 16
+MDCR_TPM_TPMCR: Final = 3 << 5
+CNTHCTL_EL1PCTEN: Final = 1  # the physical counter is the guest's, the physical timer traps
+CPTR_EL2_TZ: Final = 1 << 8
+CPTR_EL3_EZ: Final = 1 << 8
+CPTR_EL2_RES1: Final = 0x32FF
+
+
+class Instance:
+    """The C side of a core: its memory map, its EL2 registers, and live views of its private fields."""
+
+    def __init__(self, model: str) -> None:
+        if model not in MODELS:
+            raise EnvironmentFault(f"there is no core model {model!r}; known: {', '.join(MODELS)}")
+        self.model = model
+        self.engine = engine = uc.engine()
+        self.layout = layout = calibrate.layout()
+        self.handle: c_void_p | None = None
+        self.handle = handle = engine.open(MODELS[model], TCG_BUFFER)
+        error = engine.LIB.uc_mem_map_ptr(handle, LOWEST, TOP - LOWEST, uc.PROT_ALL, c_void_p(LOWEST))
+        engine.check(error, "mapping the host's address space")
+        self.cpu = calibrate.cpu_object(engine, handle)
+        self.env = self.cpu + layout.env_in_cpu
+        self._views()
+        self._prepare()
+        self._lowest_el2()
+
+    def _views(self) -> None:
+        env, layout = self.env, self.layout
+        self.x = (c_uint64 * 31).from_address(env + 64)
+        self.sp = c_uint64.from_address(env + 64 + 31 * 8)
+        self._pc = c_uint64.from_address(env + 64 + 32 * 8)
+        self.exception = calibrate.ExceptionInfo.from_address(env + layout.exception_in_env)
+        self.exception_index = c_int32.from_address(self.cpu + layout.exception_index_in_cpu)
+        self.exclusive = c_uint64.from_address(env + layout.exclusive_in_env)
+        base = (self.handle.value or 0) if self.handle else 0
+        cells = [(base + at, value) for at, value in layout.stop_in_uc]
+        cells += [(self.cpu + at, value) for at, value in layout.stop_in_cpu]
+        self._stop_cells = [(c_uint8.from_address(address), value) for address, value in cells]
+        self._no_exit_request = c_uint8.from_address(base + layout.no_exit_request_in_uc)
+
+    def _prepare(self) -> None:
+        """The two private settings: stops at block boundaries only, and 48-bit physical addresses."""
+        self._no_exit_request.value = 1
+        word = c_uint64.from_address(self.env + self.layout.mmfr0_in_env)
+        if word.value != self.read_sys(reg.ID_AA64MMFR0_EL1):
+            raise EnvironmentFault(
+                "the emulated core's check failed: ID_AA64MMFR0_EL1 does not lie where Unicorn 2.1.4 keeps it"
+            )
+        word.value = word.value & ~0xF | PARANGE_48
+
+    def _lowest_el2(self) -> None:
+        maximal = self.model == "max"
+        self.write_sys(reg.SCR_EL3, SCR_GUEST | (SCR_APK_API if maximal else 0))
+        self.hcr = HCR_GUEST
+        self.write_sys(reg.HCR_EL2, self.hcr)
+        self.write_sys(reg.MDCR_EL2, self.read_sys(reg.MDCR_EL2) | MDCR_TPM_TPMCR)
+        self.write_sys(reg.CNTHCTL_EL2, CNTHCTL_EL1PCTEN)
+        if maximal:
+            self.write_sys(reg.CPTR_EL3, CPTR_EL3_EZ)
+            self.write_sys(reg.ZCR_EL3, 15)
+            self.write_sys(reg.CPTR_EL2, CPTR_EL2_RES1 | CPTR_EL2_TZ)
+
+    def close(self) -> None:
+        """Free the instance; its views must not be used afterwards."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            self.engine.LIB.uc_close(handle)
+
+    # ---- registers
+
+    @property
+    def pc(self) -> int:
+        """The program counter, live."""
+        return self._pc.value
+
+    @pc.setter
+    def pc(self, value: int) -> None:
+        self._pc.value = value
+
+    def read_sys(self, enc: int) -> int:
+        """A system register of the core, EL2 and EL3 ones too."""
+        assert self.handle is not None
+        return self.engine.read_sys(self.handle, enc)
+
+    def write_sys(self, enc: int, value: int) -> None:
+        """A system register of the core, EL2 and EL3 ones too."""
+        assert self.handle is not None
+        self.engine.write_sys(self.handle, enc, value)
+
+    def rebuild_flags(self) -> None:
+        """Recompute what the core derives from PSTATE and the system registers."""
+        self.engine.FAST.arm_rebuild_hflags_aarch64(self.env)
+
+    def enter_el1(self, esr: int) -> None:
+        """A synchronous exception entry to EL1 from the present state (AArch64.TakeException)."""
+        self.exception.syndrome = esr
+        self.exception.target_el = 1
+        # As "undefined instruction" the entry writes ESR_EL1 and leaves FAR_EL1 alone.
+        self.exception_index.value = 1
+        self.engine.FAST.arm_cpu_do_interrupt_aarch64(self.cpu)
+        self.exception_index.value = -1
+
+    def request_stop(self) -> None:
+        """What `uc_emu_stop` writes. The function itself is not for other threads: it counts calls, unlocked."""
+        for cell, value in self._stop_cells:
+            cell.value = value
+
+    def read_code(self, address: int, size: int = 4) -> bytes | None:
+        """Guest memory at a virtual address as an instruction fetch sees it, or None where it would fault."""
+        buffer = ctypes.create_string_buffer(size)
+        error = self.engine.FAST.uc_vmem_read(self.handle, address, uc.PROT_EXEC, buffer, c_size_t(size))
+        return None if error else buffer.raw
+
+
+# ---- replacing how the core reads or writes a system register
+
+READ_CALLBACK = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_void_p)
+WRITE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_uint64)
+
+
+class _RegInfo(ctypes.Structure):
+    """`ARMCPRegInfo`, up to the functions."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        *((field, c_uint8) for field in ("cp", "crn", "crm", "op0", "op1", "op2")),
+        *((field, c_int32) for field in ("state", "type", "access", "secure")),
+        ("opaque", c_void_p),
+        *((field, c_uint64) for field in ("resetvalue", "fieldoffset", "bank0", "bank1")),
+        ("accessfn", c_void_p),
+        ("readfn", c_void_p),
+        ("writefn", c_void_p),
+    ]
+
+
+def register_info(instance: Instance, enc: int) -> Any:
+    """The core's own description of a system register, whose `readfn` and `writefn` may be replaced."""
+    table = c_uint64.from_address(instance.env + instance.layout.cp_regs_in_env).value
+    key = c_uint32(1 << 28 | 0x13 << 16 | enc)
+    address = instance.engine.FAST.get_arm_cp_reginfo_aarch64(c_void_p(table), key)
+    info = _RegInfo.from_address(address) if address else None
+    found = info and (info.op0 << 14 | info.op1 << 11 | info.crn << 7 | info.crm << 3 | info.op2)
+    if info is None or found != enc:
+        raise EnvironmentFault(f"the emulated core ({instance.model}) does not know system register {enc:#06x}")
+    return info

@@ -1,0 +1,292 @@
+"""A virtual CPU: its life from KVM_CREATE_VCPU over KVM_ARM_VCPU_INIT to KVM_RUN, without the running itself.
+
+Every method that answers an ioctl takes the ioctl's argument and returns what the kernel returns; a refusal is a
+KvmError. Structures are read from and written to the client's memory in the order of `kvm_arch_vcpu_ioctl`.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from kvm2.abi.structs import (
+    KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_STOPPED,
+    KVM_MP_STATE_SUSPENDED,
+    MpState,
+    OneReg,
+    RegList,
+)
+from kvm2.abi.structs_arm64 import VcpuInit
+from kvm2.errors import KvmError
+from kvm2.softkvm import (
+    features,
+    registers,
+    smccc,
+    sve,
+    sysregs_guest,
+    sysregs_id,
+    sysregs_pmu,
+    sysregs_reset,
+    vcpu_attrs,
+)
+from kvm2.softkvm import vcpu_debug, vcpu_events
+from kvm2.softkvm.cpu.state import CpuState
+
+if TYPE_CHECKING:
+    from kvm2.abi.structs_arm64 import GuestDebug
+    from kvm2.softkvm.vm import Vm
+
+# The counter of the emulated core: 62.5 MHz, one tick in 16 ns.
+COUNTER_TICK_NS = 16
+
+
+class Running(Protocol):
+    """The execution of a vCPU, as far as this room needs it."""
+
+    def pull(self) -> None:
+        """Brings `vcpu.state` up to date with the core."""
+
+    def wake(self) -> None:
+        """The power state changed: look again."""
+
+
+class PowerOn(NamedTuple):
+    """A reset that PSCI CPU_ON asked for."""
+
+    pc: int
+    x0: int
+    big_endian: bool
+
+
+class Vcpu:
+    """One vCPU. Public state for the run loop and for looking at: `state` (registers), `mp_state`, `features`.
+
+    `dirty`: `state` was changed since the core last took it. `execution`: what runs it, once there is a descriptor.
+    """
+
+    def __init__(self, vm: Vm, vcpu_id: int) -> None:
+        self.vm, self.vcpu_id = vm, vcpu_id
+        self.state = CpuState()
+        self.dirty = True
+        self.execution: Running | None = None
+        self.has_run = False
+        self.initialized = False
+        self.features = 0
+        self.mp_state = KVM_MP_STATE_RUNNABLE
+        self.power_on: PowerOn | None = None
+        self.sve_max_vq = 0
+        self.sve_finalized = False
+        self.vls_written = False
+        self.ccsidr: list[int] | None = None
+        self.steal_base = smccc.INVALID_GPA
+        self.pmu_irq: int | None = None
+        self.pmu_created = False
+        self.serror_pending = False
+        self.serror_esr = 0
+        self.exception_pending = False  # a synchronous exception to EL1 is entered before the next instruction
+        self.fault_esr = self.fault_address = 0  # of the last exit, for an injected external abort
+        self.guest_debug: GuestDebug | None = None
+        self.signal_mask: bytes | None = None
+        if not vm.arm.counter_offset_set:
+            vm.arm.voffset, vm.arm.poffset = self.physical_counter(), 0
+
+    def physical_counter(self) -> int:
+        """The host's counter, in ticks of the emulated core's timer."""
+        return time.monotonic_ns() // COUNTER_TICK_NS
+
+    # ---- the core holds the registers while it runs
+
+    def pull(self) -> None:
+        """Before `state` is read or written."""
+        if self.execution is not None:
+            self.execution.pull()
+
+    # ---- features
+
+    def has_sve_feature(self) -> bool:
+        """Whether KVM_ARM_VCPU_INIT asked for SVE."""
+        return bool(self.features & features.SVE)
+
+    def has_sve(self) -> bool:
+        """Whether the vCPU has SVE (vcpu_has_sve): true from its first reset with the feature on."""
+        return bool(self.features & features.SVE and self.sve_max_vq)
+
+    def check_initialized(self) -> None:
+        """ENOEXEC before KVM_ARM_VCPU_INIT."""
+        if not self.initialized:
+            raise KvmError(errno.ENOEXEC, "KVM_ARM_VCPU_INIT comes first")
+
+    def check_finalized(self) -> None:
+        """EPERM while the SVE vector lengths are open."""
+        if self.has_sve() and not self.sve_finalized:
+            raise KvmError(errno.EPERM, "a vCPU with SVE needs KVM_ARM_VCPU_FINALIZE(KVM_ARM_VCPU_SVE) first")
+
+    def check_runnable(self) -> None:
+        """What KVM_RUN asks first (kvm_arch_vcpu_run_pid_change)."""
+        self.check_initialized()
+        self.check_finalized()
+
+    def on_first_run(self) -> None:
+        """What the first KVM_RUN fixes: ID registers without a GIC that the VM does not have, PMU counters."""
+        sysregs_id.finalise(self.vm)
+        self.pull()
+        sysregs_pmu.first_run(self)
+        self.dirty = True
+
+    # ---- reset and power
+
+    def reset(self) -> None:
+        """kvm_reset_vcpu: registers as after a reset, then what a CPU_ON that waits asks for."""
+        request, self.power_on = self.power_on, None
+        self.pull()
+        sve.reset(self)
+        sysregs_reset.reset_core(self)
+        sysregs_reset.reset_sys(self)
+        if request is not None:
+            self.exception_pending = False
+            sysregs_reset.apply_power_on(self, request.pc, request.x0, request.big_endian)
+        self.dirty = True
+
+    def request_reset(self, pc: int, x0: int, big_endian: bool) -> None:
+        """PSCI CPU_ON from another vCPU: this one resets itself when it next runs or its registers are looked at."""
+        self.power_on = PowerOn(pc, x0, big_endian)
+
+    def apply_reset(self) -> None:
+        """Does a reset that waits."""
+        if self.power_on is not None:
+            self.reset()
+
+    def before_entry(self) -> None:
+        """The run loop calls this before the guest is entered: a reset or an exception that waits changes `state`, and
+        `dirty` says so."""
+        self.apply_reset()
+        if self.exception_pending:
+            self.exception_pending = False
+            self.pull()
+            vcpu_events.enter_el1(self)
+
+    def set_power(self, mp_state: int) -> None:
+        """Changes the power state; a vCPU in KVM_RUN looks again."""
+        self.mp_state = mp_state
+        if self.execution is not None:
+            self.execution.wake()
+
+    def stopped(self) -> bool:
+        """Powered off: KVM_RUN blocks."""
+        return self.mp_state == KVM_MP_STATE_STOPPED
+
+    def suspended(self) -> bool:
+        """KVM_MP_STATE_SUSPENDED: KVM_RUN waits for an interrupt, then exits with a wake-up event."""
+        return self.mp_state == KVM_MP_STATE_SUSPENDED
+
+    # ---- KVM_ARM_VCPU_INIT and what follows it
+
+    def vcpu_init(self, arg: int) -> int:
+        """KVM_ARM_VCPU_INIT: `features.set_target` has the checks. An SError that was pending is gone."""
+        init = VcpuInit.unpack(self.vm.memory.read(arg, VcpuInit.SIZE))
+        power_off = features.set_target(self, init)
+        self.serror_pending = False
+        self.set_power(KVM_MP_STATE_STOPPED if power_off else KVM_MP_STATE_RUNNABLE)
+        return 0
+
+    def finalize(self, arg: int) -> int:
+        """KVM_ARM_VCPU_FINALIZE of a feature, an int at `arg`."""
+        self.check_initialized()
+        sve.finalize(self, int.from_bytes(self.vm.memory.read(arg, 4), "little", signed=True))
+        return 0
+
+    # ---- registers
+
+    def _register(self, arg: int) -> OneReg:
+        self.check_initialized()
+        reg = OneReg.unpack(self.vm.memory.read(arg, OneReg.SIZE))
+        self.apply_reset()
+        self.pull()
+        return reg
+
+    def get_one_reg(self, arg: int) -> int:
+        """KVM_GET_ONE_REG."""
+        reg = self._register(arg)
+        self.vm.memory.write(reg.addr, registers.get(self, reg.id))
+        return 0
+
+    def set_one_reg(self, arg: int) -> int:
+        """KVM_SET_ONE_REG."""
+        reg = self._register(arg)
+        registers.put(self, reg.id, lambda size: self.vm.memory.read(reg.addr, size))
+        self.dirty = True
+        return 0
+
+    def get_reg_list(self, arg: int) -> int:
+        """KVM_GET_REG_LIST: E2BIG with n filled in where the list is longer than the client's room."""
+        self.check_initialized()
+        self.check_finalized()
+        memory = self.vm.memory
+        room = RegList.unpack(memory.read(arg, RegList.SIZE)).n & 0xFFFFFFFF
+        ids = registers.ids(self)
+        memory.write(arg, RegList(n=len(ids)).pack())
+        if room < len(ids):
+            raise KvmError(errno.E2BIG, f"{len(ids)} registers, room for {room}")
+        memory.write(arg + RegList.SIZE, b"".join(id_.to_bytes(8, "little") for id_ in ids))
+        return 0
+
+    def guest_read(self, enc: int) -> int | None:
+        """What an MRS of a trapped register reads; None: an undefined instruction."""
+        return sysregs_guest.access(self, enc, write=False, value=0)
+
+    def guest_sysreg(self, enc: int, write: bool, value: int) -> int | None:
+        """A trapped MRS or MSR: the value read (0 for a write); None: the guest gets an undefined-instruction exception."""
+        return sysregs_guest.access(self, enc, write, value)
+
+    # ---- the rest of the vCPU's ioctls
+
+    def get_mp_state(self, arg: int) -> int:
+        """KVM_GET_MP_STATE; works before KVM_ARM_VCPU_INIT."""
+        self.vm.memory.write(arg, MpState(mp_state=self.mp_state).pack())
+        return 0
+
+    def set_mp_state(self, arg: int) -> int:
+        """KVM_SET_MP_STATE: RUNNABLE, STOPPED or SUSPENDED; anything else is EINVAL."""
+        wanted = MpState.unpack(self.vm.memory.read(arg, MpState.SIZE)).mp_state
+        if wanted not in (KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED, KVM_MP_STATE_SUSPENDED):
+            raise KvmError(errno.EINVAL, f"mp_state {wanted}: arm64 has RUNNABLE (0), STOPPED (5) and SUSPENDED (10)")
+        self.set_power(wanted)
+        return 0
+
+    def get_vcpu_events(self, arg: int) -> int:
+        """KVM_GET_VCPU_EVENTS."""
+        return vcpu_events.get(self, arg)
+
+    def set_vcpu_events(self, arg: int) -> int:
+        """KVM_SET_VCPU_EVENTS."""
+        return vcpu_events.put(self, arg)
+
+    def set_signal_mask(self, arg: int) -> int:
+        """KVM_SET_SIGNAL_MASK; 0 takes the mask away."""
+        return vcpu_debug.set_signal_mask(self, arg)
+
+    def set_guest_debug(self, arg: int) -> int:
+        """KVM_SET_GUEST_DEBUG."""
+        return vcpu_debug.set_guest_debug(self, arg)
+
+    def enable_cap(self, arg: int) -> int:
+        """KVM_ENABLE_CAP on a vCPU: arm64 has none there."""
+        raise KvmError(errno.EINVAL, "arm64 enables capabilities on the VM, not on a vCPU")
+
+    def has_device_attr(self, arg: int) -> int:
+        """KVM_HAS_DEVICE_ATTR on a vCPU: PMU, timer and stolen-time attributes."""
+        return vcpu_attrs.has(self, arg)
+
+    def get_device_attr(self, arg: int) -> int:
+        """KVM_GET_DEVICE_ATTR on a vCPU."""
+        return vcpu_attrs.get(self, arg)
+
+    def set_device_attr(self, arg: int) -> int:
+        """KVM_SET_DEVICE_ATTR on a vCPU."""
+        return vcpu_attrs.put(self, arg)
+
+    def start_stolen_time(self) -> int:
+        """PV_TIME_ST: the guest physical address of the stolen-time structure, zeroed; all ones without one."""
+        return vcpu_attrs.start_stolen_time(self)

@@ -1,0 +1,214 @@
+"""A virtual machine: what creation decided, its memory slots, its stage-2 tables, its vCPUs.
+
+State that outlives an ioctl lives here, in `MemSlots` and in `Vcpu`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from kvm2.abi import caps
+from kvm2.abi.sysregs import ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
+from kvm2.errors import KvmError
+from kvm2.softkvm.features import PTRAUTH, VmArm
+from kvm2.softkvm.memslots import MemSlots
+from kvm2.softkvm.runlock import RunLock
+from kvm2.softkvm.stage2 import Stage2
+from kvm2.softkvm.stage2_format import CORE_IPA_BITS, stage2_format
+from kvm2.softkvm.vcpu import Vcpu
+from kvm2.softkvm.vmconfig import Configuring, VmConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from kvm2.abi.structs import ClearDirtyLog, UserspaceMemoryRegion, UserspaceMemoryRegion2
+    from kvm2.softkvm.cpu.core import Core
+    from kvm2.softkvm.memory import Memory
+    from kvm2.softkvm.profile import Profile
+
+# Every VM of the process gets the next VMID; it shows in VTTBR_EL2, where userspace's dumps look for it.
+_vmids = itertools.count(1)
+
+VGIC_V2_MAX_CPUS = 8
+ATOMIC_SHIFT = 20  # ID_AA64ISAR0_EL1.Atomic
+
+
+class Vm:
+    """One VM of the software KVM. Made whole by its constructor, or configuring until the negotiation commits."""
+
+    def __init__(self, profile: Profile, memory: Memory, config: VmConfig | Configuring) -> None:
+        self.profile, self.memory = profile, memory
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.run_lock = RunLock()
+        self.vcpus: dict[int, Vcpu] = {}
+        self.executions: list[object] = []
+        self.dead = ""  # why every ioctl answers EIO
+        self.ran = False
+        self.irqchip = ""
+        self.return_nisv_to_user = False
+        self.last_core: Core | None = None
+        self.code_generation = 0
+        self._arm: VmArm | None = None
+        self._stage2: Stage2 | None = None
+        self._slots: MemSlots | None = None
+        self.configuring: Configuring | None = None
+        if isinstance(config, Configuring):
+            self.configuring = config
+        else:
+            self.configure(config)
+
+    def configure(self, config: VmConfig) -> None:
+        """Fixes what creation decided; the stage-2 format never changes once the VM is ready."""
+        self._config = config
+        if config.ipa_bits:
+            self.format = stage2_format(self.profile, config.ipa_bits, config.page_shift)
+        self.configuring = None
+
+    @property
+    def config(self) -> VmConfig:
+        """What the VM got; while it is configuring, what it would get now."""
+        return self.configuring.config if self.configuring is not None else self._config
+
+    @property
+    def arm(self) -> VmArm:
+        """What the vCPUs share: features, ID registers, firmware."""
+        if self._arm is None:
+            self._arm = VmArm(self.profile)
+        return self._arm
+
+    @property
+    def slots(self) -> MemSlots:
+        if self._slots is None:
+            shift, granule = self.profile.page_shift, self.format.page_shift
+            self._slots = MemSlots(shift, self.config.ipa_bits, granule, self.profile.nr_memslots)
+        return self._slots
+
+    @property
+    def stage2(self) -> Stage2:
+        if self._stage2 is None:
+            self._stage2 = Stage2(self.format, self.profile, next(_vmids))
+        return self._stage2
+
+    # ---- life
+
+    def check_alive(self) -> None:
+        """EIO in a process that did not make the VM (as `kvm->mm != current->mm`), and on a VM that is dead."""
+        if self.pid != os.getpid():
+            raise KvmError(errno.EIO, f"this VM belongs to process {self.pid}: a child makes its own")
+        if self.dead:
+            raise KvmError(errno.EIO, self.dead)
+
+    def destroy(self) -> None:
+        """The last descriptor is closed: the tables and cores go."""
+        for execution in self.executions:
+            execution.close()  # type: ignore[attr-defined]
+        if self._stage2 is not None:
+            self._stage2.close()
+
+    # ---- capabilities
+
+    def check_extension(self, cap: int) -> int:
+        """`KVM_CHECK_EXTENSION` on the VM: what differs from the system's answer follows from creation and the vGIC."""
+        if cap == caps.KVM_CAP_MAX_VCPUS:
+            return min(self.config.max_vcpus, self._vgic_limit())
+        if cap == caps.KVM_CAP_MAX_VCPU_ID:
+            return min(self.config.max_vcpu_id, self._vgic_limit())
+        if cap == caps.KVM_CAP_ARM_SVE and not self.config.sve_allowed:
+            return 0
+        answers = self.profile.vm_caps if cap in self.profile.vm_caps else self.profile.caps
+        value = answers.get(cap, 0)
+        if value < 0:
+            raise KvmError(-value, f"this host's kernel answers capability {cap} with an error")
+        return value
+
+    def _vgic_limit(self) -> int:
+        return VGIC_V2_MAX_CPUS if self.irqchip == "v2" else sys.maxsize
+
+    # ---- vCPUs
+
+    def add_vcpu(self, number: int) -> Vcpu:
+        """`kvm_vm_ioctl_create_vcpu`: EINVAL at or above the limit, EEXIST for an id that is taken."""
+        limit = min(self.config.max_vcpu_id, self._vgic_limit())
+        with self.lock:
+            if number >= limit:
+                raise KvmError(errno.EINVAL, f"vCPU id {number}: this VM takes 0..{limit - 1}")
+            if number in self.vcpus:
+                raise KvmError(errno.EEXIST, f"vCPU {number} exists already in this VM")
+            vcpu = self.vcpus[number] = Vcpu(self, number)
+        return vcpu
+
+    def first_run(self, vcpu: Vcpu) -> None:
+        """`kvm_arch_vcpu_run_pid_change`: a vGIC that was never configured kills the VM at its first run."""
+        if self.irqchip:
+            self.dead = (
+                "KVM_RUN with a vGIC that was not initialised: the VM is dead (as in the kernel). Interrupt controllers are "
+                "not executed yet: run the guest without one"
+            )
+            raise KvmError(errno.ENXIO, self.dead)
+        with self.lock:
+            vcpu.on_first_run()
+            vcpu.has_run = self.ran = True
+
+    def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool]) -> Core:
+        """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2."""
+        from kvm2.softkvm.cpu.core import Core
+
+        sve, pauth = vcpu.has_sve(), bool(vcpu.features & PTRAUTH)
+        atomics = self.profile.registers.get(ID_AA64ISAR0_EL1, 0) >> ATOMIC_SHIFT & 0xF
+        # The A72 model knows Armv8.0 only, and is faster; whatever the guest is shown beyond needs the other one.
+        model = "max" if sve or pauth or atomics else "a72"
+        walk = self.soft_walk if self.config.ipa_bits > CORE_IPA_BITS else None
+        core = Core(model, on_trap, pauth=pauth, soft_mmu=walk)
+        core.set_id(vcpu.guest_read(MIDR_EL1) or 0, vcpu.state.sys.get(MPIDR_EL1, 0))
+        if model == "max":
+            vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
+            core.set_sve(vqs if sve else None)
+        core.set_traps(smp=True)
+        core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
+        return core
+
+    # ---- memory
+
+    def set_memory(self, region: UserspaceMemoryRegion | UserspaceMemoryRegion2) -> int:
+        """Adds, moves, changes or deletes a slot; no vCPU is in the guest while slots and tables change."""
+        with self.lock, self.run_lock:
+            change = self.slots.set(region)
+            for ipa, size in change.unmap:
+                self.stage2.unmap(ipa, size)
+            self._protect(change.protect)
+            # Memory of the client that was not the guest's before may hold new instructions.
+            self.code_generation += 1
+        return 0
+
+    def _protect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        for ipa, size in ranges:
+            self.stage2.write_protect(ipa, size)
+
+    def get_dirty_log(self, slot: int, bitmap: int) -> int:
+        """Writes the slot's dirty bitmap to the client's memory; its pages are protected again (and the bits clear)
+        unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on."""
+        with self.lock, self.run_lock:
+            dirty = self.slots.get_dirty(slot)
+            self._protect(dirty.protect)
+        self.memory.write(bitmap, dirty.bitmap)
+        return 0
+
+    def clear_dirty_log(self, log: ClearDirtyLog) -> int:
+        """Clears the bits of the client's mask and protects their pages again."""
+        with self.lock, self.run_lock:
+            self._protect(
+                self.slots.clear_dirty(
+                    log.slot, log.first_page, log.num_pages, lambda size: self.memory.read(log.dirty_bitmap, size)
+                )
+            )
+        return 0
+
+    def forget_code(self) -> None:
+        """Every core drops its translated instructions before it runs again."""
+        self.code_generation += 1

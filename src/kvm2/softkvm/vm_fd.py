@@ -1,0 +1,151 @@
+"""The descriptor of a VM: which ioctl goes where, and how long the VM lives."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import TYPE_CHECKING
+
+from kvm2.abi import caps
+from kvm2.abi import ioctls as io
+from kvm2.abi.structs import (
+    ClearDirtyLog,
+    DirtyLog,
+    UserspaceMemoryRegion,
+    UserspaceMemoryRegion2,
+)
+from kvm2.errors import KvmError
+from kvm2.softkvm import devices, enable_cap, negotiation
+from kvm2.softkvm.vcpu_fd import VcpuFd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvm2.softkvm.door import SoftKvm
+    from kvm2.softkvm.vm import Vm
+
+# Calls of a 6.12 kernel that need the interrupt controller, the timers or the dirty ring, which come with a later step.
+LATER = {
+    io.KVM_CREATE_IRQCHIP: "KVM_CREATE_IRQCHIP",
+    io.KVM_IRQ_LINE: "KVM_IRQ_LINE",
+    io.KVM_IRQ_LINE_STATUS: "KVM_IRQ_LINE_STATUS",
+    io.KVM_IRQFD: "KVM_IRQFD",
+    io.KVM_IOEVENTFD: "KVM_IOEVENTFD",
+    io.KVM_SIGNAL_MSI: "KVM_SIGNAL_MSI",
+    io.KVM_SET_GSI_ROUTING: "KVM_SET_GSI_ROUTING",
+    io.KVM_REGISTER_COALESCED_MMIO: "KVM_REGISTER_COALESCED_MMIO",
+    io.KVM_UNREGISTER_COALESCED_MMIO: "KVM_UNREGISTER_COALESCED_MMIO",
+    io.KVM_RESET_DIRTY_RINGS: "KVM_RESET_DIRTY_RINGS",
+    io.KVM_GET_STATS_FD: "KVM_GET_STATS_FD",
+    io.KVM_ARM_SET_DEVICE_ADDR: "KVM_ARM_SET_DEVICE_ADDR",
+    io.KVM_ARM_SET_COUNTER_OFFSET: "KVM_ARM_SET_COUNTER_OFFSET",
+    io.KVM_ARM_MTE_COPY_TAGS: "KVM_ARM_MTE_COPY_TAGS",
+}
+
+# What a VM in the negotiation phase answers.
+WHILE_CONFIGURING = frozenset({io.KVM_CHECK_EXTENSION, io.KVM_VM2_GET_ATTR, io.KVM_VM2_SET_ATTRS, io.KVM_VM2_COMMIT})
+ARM64 = "arm64"
+
+
+class VmFd:
+    """One VM's descriptor; `hold` and `drop` count what keeps the VM alive (this descriptor, its vCPUs, its devices)."""
+
+    def __init__(self, vm: Vm, door: SoftKvm) -> None:
+        self.vm, self.door, self.subject = vm, door, vm
+        self._users = 1
+        self._users_lock = threading.Lock()
+        self._methods: dict[int, Callable[[int], int]] = {
+            io.KVM_CHECK_EXTENSION: vm.check_extension,
+            io.KVM_VM2_GET_ATTR: self._get_attr,
+            io.KVM_VM2_SET_ATTRS: self._set_attrs,
+            io.KVM_VM2_COMMIT: self._commit,
+        }
+        if vm.config.arch == ARM64:
+            self._methods |= self._arm64()
+
+    def _arm64(self) -> dict[int, Callable[[int], int]]:
+        methods: dict[int, Callable[[int], int]] = {
+            io.KVM_CREATE_VCPU: self._create_vcpu,
+            io.KVM_CREATE_DEVICE: self._create_device,
+            io.KVM_ENABLE_CAP: self._enable_cap,
+            io.KVM_SET_USER_MEMORY_REGION: self._set_memory,
+            io.KVM_GET_DIRTY_LOG: self._get_dirty_log,
+            io.KVM_CLEAR_DIRTY_LOG: self._clear_dirty_log,
+        }
+        if self.vm.profile.caps.get(caps.KVM_CAP_USER_MEMORY2, 0):
+            methods[io.KVM_SET_USER_MEMORY_REGION2] = self._set_memory2
+        return methods
+
+    # ---- life
+
+    def hold(self) -> None:
+        """One more thing keeps the VM alive."""
+        with self._users_lock:
+            self._users += 1
+
+    def drop(self) -> None:
+        """One thing less; the VM goes with the last."""
+        with self._users_lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.vm.destroy()
+
+    release = drop
+
+    # ---- ioctls
+
+    def ioctl(self, request: int, arg: int) -> int:
+        """`kvm_vm_ioctl`: EIO on a dead or foreign VM, EINVAL for an unknown request, ENOEXEC while it is configuring."""
+        vm = self.vm
+        vm.check_alive()
+        method = self._methods.get(request)
+        if method is None:
+            if vm.config.arch == ARM64 and request in LATER:
+                raise KvmError(errno.ENOSYS, f"{LATER[request]}: the software KVM has no interrupt controller yet")
+            raise KvmError(errno.EINVAL, f"{request:#x} is no ioctl of a VM on this host")
+        if vm.configuring is not None and request not in WHILE_CONFIGURING:
+            raise KvmError(errno.ENOEXEC, "this VM is in the negotiation phase: KVM_VM2_COMMIT makes it ready")
+        return method(arg)
+
+    def _create_vcpu(self, number: int) -> int:
+        vcpu = self.vm.add_vcpu(number)
+        return self.door.install(VcpuFd(self, vcpu))
+
+    def _create_device(self, arg: int) -> int:
+        return devices.create(self, arg)
+
+    def _enable_cap(self, arg: int) -> int:
+        return enable_cap.enable_cap(self.vm, arg)
+
+    def _set_memory(self, arg: int) -> int:
+        data = self.vm.memory.read(arg, UserspaceMemoryRegion.SIZE)
+        return self.vm.set_memory(UserspaceMemoryRegion.unpack(data))
+
+    def _set_memory2(self, arg: int) -> int:
+        data = self.vm.memory.read(arg, UserspaceMemoryRegion2.SIZE)
+        return self.vm.set_memory(UserspaceMemoryRegion2.unpack(data))
+
+    def _get_dirty_log(self, arg: int) -> int:
+        log = DirtyLog.unpack(self.vm.memory.read(arg, DirtyLog.SIZE))
+        return self.vm.get_dirty_log(log.slot, log.dirty_bitmap)
+
+    def _clear_dirty_log(self, arg: int) -> int:
+        return self.vm.clear_dirty_log(ClearDirtyLog.unpack(self.vm.memory.read(arg, ClearDirtyLog.SIZE)))
+
+    def _get_attr(self, arg: int) -> int:
+        with self.vm.lock:
+            return negotiation.get_attr(self.vm.profile, self.vm.config, self.vm.memory, arg)
+
+    def _set_attrs(self, arg: int) -> int:
+        vm = self.vm
+        with vm.lock:
+            return negotiation.set_attrs(vm.profile, vm.configuring, vm.memory, arg)
+
+    def _commit(self, arg: int) -> int:
+        vm = self.vm
+        with vm.lock:
+            config = negotiation.commit(vm.profile, vm.configuring, vm.memory, arg)
+            if not isinstance(config, int):
+                vm.configure(config)
+        return 0
