@@ -17,7 +17,7 @@
 /* KVM_CHECK_EXTENSION takes this, and answers which of the calls the host has. */
 #define KVM_CAP_CREATE_VM2 1024
 
-/* How long a list, an attribute (bytes) and its set of capabilities (bits) may be. */
+/* Limits: attributes in a list, bytes of one, bits of a set of capabilities. */
 #define KVM_CREATE_VM2_MAX_ATTRS 64
 #define KVM_CREATE_VM2_MAX_ATTR_SIZE 4096
 #define KVM_CREATE_VM2_MAX_CAPABILITIES 1024
@@ -36,12 +36,12 @@
 #define KVM_CREATE_VM_ATTR_ARCH_CAPABILITIES 1 /* VM-wide opt-ins of the architecture */
 #define KVM_CREATE_VM_ATTR_ARM64_PHYSADDR_SIZE 2 /* Size of the guest physical (IPA) space */
 #define KVM_CREATE_VM_ATTR_REPORT 3 /* Where the host writes every finding */
-#define KVM_CREATE_VM_ATTR_DRY_RUN 4 /* Check everything, create nothing: the call returns 0, which is not a descriptor and reserves nothing */
-#define KVM_CREATE_VM_ATTR_NEGOTIATE 5 /* Create the VM in the configuring state: KVM_VM2_SET_ATTRS, then KVM_VM2_COMMIT */
-#define KVM_CREATE_VM_ATTR_MACHINE_TYPE 6 /* The kind of VM: what the `type` word of KVM_CREATE_VM means on the other architectures */
-#define KVM_CREATE_VM_ATTR_ARM64_SVE_VLS 7 /* The VM's SVE vector lengths: a vCPU that asks for SVE gets exactly this set, finalised by KVM_ARM_VCPU_INIT */
+#define KVM_CREATE_VM_ATTR_DRY_RUN 4 /* Check everything, create nothing */
+#define KVM_CREATE_VM_ATTR_NEGOTIATE 5 /* Create the VM in the configuring state */
+#define KVM_CREATE_VM_ATTR_MACHINE_TYPE 6 /* The kind of VM */
+#define KVM_CREATE_VM_ATTR_ARM64_SVE_VLS 7 /* The VM's SVE vector lengths */
 #define KVM_CREATE_VM_ATTR_ARM64_GRANULE 8 /* Granule of the VM's stage-2 tables */
-#define KVM_CREATE_VM_ATTR_MAX_VCPUS 9 /* How many vCPUs the VM may have: a vCPU id at or above it is EINVAL */
+#define KVM_CREATE_VM_ATTR_MAX_VCPUS 9 /* How many vCPUs the VM may have */
 
 /* arm64's values of kvm_create_vm_attr_machine_type.machine_type. */
 #define KVM_CREATE_VM_ARM64_MACHINE_ORDINARY 0

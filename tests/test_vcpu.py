@@ -134,8 +134,9 @@ class Registers:
 def test_register_names_are_those_of_the_kernel(vcpu, fake, name, number):
     registers = Registers(fake)
     size = onereg.size_of(number)
-    vcpu.set_reg(name, bytes(range(1, size + 1)))
-    assert registers.values == {number: bytes(range(1, size + 1))}
+    value = bytes(i % 251 + 1 for i in range(size))
+    vcpu.set_reg(name, value)
+    assert registers.values == {number: value} and vcpu.get_reg(name) in (value, int.from_bytes(value, "little"))
 
 
 def test_registers_as_attributes_and_files(vcpu, fake):

@@ -22,6 +22,28 @@ if TYPE_CHECKING:
     from kvm2.abi.findings import Finding
 
 
+def errno_name(number: int) -> str:
+    """An errno's name as the kernel has it.
+
+    >>> errno_name(95), errno_name(22), errno_name(4096)
+    ('EOPNOTSUPP', 'EINVAL', '4096')
+    """
+    # Python calls Linux's 95 ENOTSUP.
+    if number == _errno.EOPNOTSUPP:
+        return "EOPNOTSUPP"
+    return _errno.errorcode.get(number, str(number))
+
+
+def errno_name(number: int) -> str:
+    """An errno's name as KVM's documentation has it.
+
+    >>> errno_name(22), errno_name(_errno.EOPNOTSUPP), errno_name(9999)
+    ('EINVAL', 'EOPNOTSUPP', '9999')
+    """
+    # Linux gives ENOTSUP the same number, and Python that name.
+    return "EOPNOTSUPP" if number == _errno.EOPNOTSUPP else _errno.errorcode.get(number, str(number))
+
+
 class Kvm2Error(Exception):
     """The root of every error that kvm2 raises on purpose."""
 
@@ -44,7 +66,7 @@ class KvmError(Kvm2Error, OSError):
     @property
     def name(self) -> str:
         """The errno's name, "EINVAL"."""
-        return _errno.errorcode.get(self.errno or 0, str(self.errno))
+        return errno_name(self.errno or 0)
 
     def __str__(self) -> str:
         if self.findings:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvm2.abi import vm2
+from kvm2.errors import errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ class Finding:
     @property
     def name(self) -> str:
         """The errno's name, "note" for a note."""
-        return errno.errorcode.get(self.error, str(self.error)) if self.error else "note"
+        return errno_name(self.error) if self.error else "note"
 
     def __str__(self) -> str:
         text = self.message or f"{self.path} = {self.value:#x}: {self.name}"

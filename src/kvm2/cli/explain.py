@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--host", metavar="HOST", shell_complete=_complete_host, help="What this described host makes of it.")
 @click.option("--bits", type=Number(), multiple=True, help="How each encoding asks for this size; repeatable.")
 @json_option
-def explain(word: int, host: str | None, bits: tuple[int, ...], as_json: bool) -> None:
+def command(word: int, host: str | None, bits: tuple[int, ...], as_json: bool) -> None:
     """What the type WORD of KVM_CREATE_VM means in each encoding, and how each of them says a size.
 
     \b
@@ -88,3 +88,6 @@ def _word(word: int | None) -> str:
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+explain = command

@@ -18,7 +18,7 @@ _PAGES = {12: "4K", 14: "16K", 16: "64K"}
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: schema kvm2.hosts/1, or kvm2.host/1.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the described hosts; with NAME, or the path of a host file, show one: its figures and where they are from."""
+    """List the described hosts; with NAME (or the path of a host file) show one: its figures and their sources."""
     from kvm2.softkvm import profile
 
     if name is None:

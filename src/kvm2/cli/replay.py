@@ -43,7 +43,7 @@ def command(
     patience: int,
     jobs: int,
     as_json: bool,
-) -> None:
+) -> int:
     """Play recorded SCENARIOS on a host and compare its answers with those of a real kernel.
 
     Without --expect the answers are printed, a line of JSON for each scenario. Exit code 1 when a step differs in a way
@@ -54,14 +54,27 @@ def command(
     if (scenarios is None) == (stage2 is None):
         raise UsageError("give a file of scenarios, or --stage2 and a file of dumps")
     if stage2 is not None:
-        _stage2(stage2, host, as_json)
-        return
+        return _stage2(stage2, host, as_json)
     assert scenarios is not None
     plan = _plan(scenarios, host, expect, untrusted, only, skip, guests, patience, jobs)
-    report = _play(plan, record)
+    try:
+        report = _play(plan, record)
+    except Interrupted as stop:
+        _print(stop.report, expect is not None, record is not None, as_json)
+        if as_json:
+            from kvm2.cli.main import JsonWritten
+
+            raise JsonWritten from None
+        raise KeyboardInterrupt from None
     _print(report, expect is not None, record is not None, as_json)
-    if not report.ok:
-        raise SystemExit(1)
+    return 0 if report.ok else 1
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with what was played until then."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
 
 
 def _plan(
@@ -101,16 +114,18 @@ def _play(plan: Plan, record: Path | None) -> Report:
     """Plays; what was played until an interrupt is recorded too."""
     from kvm2.lab.replay import Report, replay
 
-    report: Report | None = None
+    interrupted = False
     try:
         with _Progress(len(plan.scenarios)) as progress:
             report = replay(plan, progress)
     except KeyboardInterrupt as interrupt:
-        report = interrupt.args[0] if interrupt.args and isinstance(interrupt.args[0], Report) else None
-        raise
-    finally:
-        if record is not None and report is not None:
-            record.write_text("".join(line + "\n" for line in report.record_lines()))
+        if not interrupt.args or not isinstance(interrupt.args[0], Report):
+            raise
+        report, interrupted = interrupt.args[0], True
+    if record is not None:
+        record.write_text("".join(line + "\n" for line in report.record_lines()))
+    if interrupted:
+        raise Interrupted(report)
     return report
 
 
@@ -153,10 +168,10 @@ class _Progress:
 def _print(report: Report, compared: bool, recorded: bool, as_json: bool) -> None:
     """The report on standard output."""
     if as_json:
-        import json
+        from kvm2.cli.render import emit
 
         answers = {} if compared else {"answers": {o.played.name: list(o.played.answers) for o in report.outcomes}}
-        click.echo(json.dumps({**report.json(), **answers}, indent=1))
+        emit("replay", {**report.json(), **answers}, ok=report.ok)
         return
     for verdict in report.verdicts:
         if verdict.differences:
@@ -198,7 +213,7 @@ def _short(answer: object) -> str:
     return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
 
 
-def _stage2(dumps: Path, host: str | None, as_json: bool) -> None:
+def _stage2(dumps: Path, host: str | None, as_json: bool) -> int:
     """Stage-2 tables against dumps of real ones."""
     from kvm2.errors import UsageError
     from kvm2.lab.stage2_replay import replay_stage2
@@ -208,9 +223,9 @@ def _stage2(dumps: Path, host: str | None, as_json: bool) -> None:
         raise UsageError("--host is needed: the described host whose tables are compared")
     report = replay_stage2(dumps, profile.load(host))
     if as_json:
-        import json
+        from kvm2.cli.render import emit
 
-        click.echo(json.dumps(report.as_json(), indent=1))
+        emit("replay", report.as_json(), ok=report.equal)
     else:
         for difference in report.differences:
             where = f"{difference.ipa_bits} bits, {difference.what}"
@@ -218,5 +233,4 @@ def _stage2(dumps: Path, host: str | None, as_json: bool) -> None:
         click.echo(
             f"{report.host}: {report.dumps} VMs, {report.compared} values compared, {len(report.differences)} different"
         )
-    if not report.equal:
-        raise SystemExit(1)
+    return 0 if report.equal else 1

@@ -13,8 +13,7 @@ from kvm2.lab.lowering import RUN_TIMEOUT_MS
 from kvm2.lab.oplist import check
 from kvm2.lab.pool import Pool
 from kvm2.lab.scenarios import Record, Scenario, answer_line
-
-SCHEMA = "kvm2.replay/1"
+from kvm2.lab.worker import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Report:
         return totals["different"] == totals["named"] and not self.faults
 
     def json(self) -> dict[str, Any]:
-        """The report as `--json` prints it; the same for the same input, whatever the number of workers."""
+        """The report as `--json` prints it: the same for the same input, whatever the number of workers."""
         differences = [
             {
                 "sc": difference.scenario,
@@ -77,9 +76,7 @@ class Report:
             for difference in verdict.differences
         ]
         return {
-            "schema": SCHEMA,
             "host": self.host,
-            "ok": self.ok,
             "scenarios": len(self.outcomes),
             "totals": self.totals(),
             "differences": differences,
@@ -124,6 +121,7 @@ def replay(plan: Plan, progress: Callable[[str], None] = lambda name: None) -> R
     then differs, it is played again with the whole time, so that the short cut never makes a difference.
     An interrupt (Ctrl-C) ends it early: KeyboardInterrupt with the report so far as its argument.
     """
+    machine(plan.host)  # a host that there is not is better said here than by a worker
     for scenario in plan.scenarios:
         check(scenario)
     report = Report(plan.host)

@@ -13,21 +13,29 @@ from kvm2.softkvm.profile_rules import supported_block_sizes
 if TYPE_CHECKING:
     from kvm2.softkvm.vm import Vm
 
-MANUAL_PROTECT_ENABLE, MANUAL_PROTECT_ALL = 1, 3
 U32 = 0xFFFFFFFF
+PROTECTED = 1
+ARCHITECTURE = (
+    caps.KVM_CAP_ARM_NISV_TO_USER,
+    caps.KVM_CAP_ARM_MTE,
+    caps.KVM_CAP_ARM_SYSTEM_SUSPEND,
+    caps.KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+)
 
 
 def enable(vm: Vm, arg: int) -> int:
-    """KVM_ENABLE_CAP: EINVAL for a capability that this host cannot enable, for flags, and for arguments it does not take."""
+    """KVM_ENABLE_CAP: EINVAL for a capability that this host cannot enable, for flags, for arguments not taken."""
     request = EnableCap.unpack(vm.memory.read(arg, EnableCap.SIZE))
     cap, value = request.cap, request.args[0]
     offered = cap in vm.profile.enable_caps or (cap == caps.KVM_CAP_ARM_MTE and vm.profile.caps.get(cap, 0) > 0)
     if not offered:
         raise KvmError(errno.EINVAL, f"capability {cap}: this host enables {sorted(vm.profile.enable_caps)} on a VM")
-    if request.flags:
-        raise KvmError(errno.EINVAL, f"flags {request.flags:#x}: none is defined")
+    if request.flags or (vm.config.machine_type == PROTECTED and cap in ARCHITECTURE):
+        raise KvmError(
+            errno.EINVAL, f"flags {request.flags:#x}: none is defined; a protected VM enables nothing of arm64"
+        )
     if cap == caps.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
-        _manual_protect(vm, value)
+        vm.slots.enable_manual_protect(request.flags, value)
     elif cap == caps.KVM_CAP_HALT_POLL:
         if value > U32:
             raise KvmError(errno.EINVAL, f"halt polling for {value:#x} ns: at most 32 bits")
@@ -44,15 +52,6 @@ def enable(vm: Vm, arg: int) -> int:
     return 0
 
 
-def _manual_protect(vm: Vm, value: int) -> None:
-    allowed = MANUAL_PROTECT_ALL if value & MANUAL_PROTECT_ENABLE else 0
-    if value & ~allowed:
-        raise KvmError(
-            errno.EINVAL, f"manual dirty-log protection {value:#x}: 0, 1, or 3 (with all pages initially set)"
-        )
-    vm.arm.manual_dirty_log_protect = value
-
-
 def _memory_tagging(vm: Vm) -> None:
     with vm.lock:
         if vm.vcpus:
@@ -64,7 +63,7 @@ def _eager_split(vm: Vm, value: int) -> None:
     """The chunk by which huge pages are split when dirty logging starts; 0: not ahead of time."""
     sizes = supported_block_sizes(vm.profile.page_shift)
     with vm.lock:
-        if not vm.slots.empty():
+        if len(vm.slots):
             raise KvmError(errno.EINVAL, "the split chunk size is set before the first memory slot")
         if value and (value & value - 1 or not value & sizes):
             texts = ", ".join(f"{1 << bit:#x}" for bit in range(64) if sizes >> bit & 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from kvm2.abi.sysregs import ESR_EL1
 from kvm2.errors import KvmError
 from kvm2.softkvm import mmio
 
@@ -24,6 +25,7 @@ S1PTW = 1 << 7
 FSC_EXTABT = 0x10
 FSC_TYPE, FSC_ADDRESS_SIZE, FSC_TRANSLATION, FSC_PERMISSION = 0x3C, 0x00, 0x04, 0x0C
 EL0T = 0
+ESR_HIGH_WORD = 0xFFFF_FFFF << 32
 
 
 def inject_abort(ex: Execution, iabt: bool, address: int, fsc: int = FSC_EXTABT) -> None:
@@ -33,7 +35,10 @@ def inject_abort(ex: Execution, iabt: bool, address: int, fsc: int = FSC_EXTABT)
         ec = EC_IABT_LOW if from_el0 else EC_IABT_CUR
     else:
         ec = EC_DABT_LOW if from_el0 else EC_DABT_CUR
-    ex.core.deliver_el1(ec << EC_SHIFT | ex.core.syndrome & IL | fsc, address)
+    esr = ec << EC_SHIFT | ex.core.syndrome & IL | fsc
+    ex.core.deliver_el1(esr, address)
+    if "esr-high-word" in ex.vm.profile.quirks:
+        ex.core.write_sys(ESR_EL1, ESR_HIGH_WORD | esr)
 
 
 def handle(ex: Execution) -> bool:

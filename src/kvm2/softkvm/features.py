@@ -56,8 +56,8 @@ class VmArm:
         self.pmu_filter: dict[int, bool] | None = None  # event -> allowed
         self.pmu_filter_default = True
         self.mte = False
+        self.vgic_ready = False  # the in-kernel interrupt controller was initialised
         self.system_suspend = False
-        self.manual_dirty_log_protect = 0
         self.split_page_chunk_size = 0
         self.counter_offset_set = False
         self.voffset = 0
@@ -84,7 +84,7 @@ class VmArm:
 
 
 def supported(vm: Vm) -> int:
-    """The feature bits that a vCPU of this VM may ask for (`system_supported_vcpu_features`, and creation's SVE rule)."""
+    """The feature bits that a vCPU of this VM may ask for (`system_supported_vcpu_features`), as creation allows."""
     bits = sum(1 << feature for feature in vm.profile.features if feature < KVM_VCPU_MAX_FEATURES)
     return bits if vm.config.sve_allowed else bits & ~SVE
 

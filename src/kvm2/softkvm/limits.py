@@ -64,7 +64,8 @@ class Limits(NamedTuple):
         if self.protected:
             return "protected host: one size"
         if self.ipa_limit(granule) < self.profile.pa_bits:
-            return f"{GRANULE_NAMES[shift]} granule without LPA2"
+            capped = self.ipa_limit(granule) == UNCAPPED
+            return f"{GRANULE_NAMES[shift]} granule" + (" without LPA2" if capped else "")
         return f"PARange {self.profile.parange:#06b}"
 
     def demand(self, bits: int, *, on_vm: bool = False) -> None:

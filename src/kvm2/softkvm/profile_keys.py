@@ -37,6 +37,7 @@ QUIRKS = {
     "fixed-id-registers": "ID registers take only their own value: any change is EINVAL",
     "hardware-caches": "CLIDR_EL1 and CCSIDR are the hardware's own, not made up by the kernel",
     "esr-high-word": "after an injected abort ESR_EL1 has 0xffffffff in its high word",
+    "vcpu-id-32bit": "KVM_CREATE_VCPU takes the low 32 bits of its argument and ignores the others",
     "smc-not-handled": "an SMC of the guest returns -1 whatever it asked",
 }
 
@@ -148,10 +149,18 @@ def kernels() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in KERNELS.glob("*.toml")))
 
 
+def _described(name: str) -> int:
+    """The encoding of a register that a host describes; KeyError for any other."""
+    enc = reg.encoding(name)
+    if not reg.is_described(enc):
+        raise KeyError(name)
+    return enc
+
+
 _U64 = _between(0, (1 << 64) - 1)
 _S32 = _between(-4095, (1 << 31) - 1)
 _capability = CAPABILITIES.__getitem__
-_register_table = _table(reg.encoding, _U64, "a register (an Arm ARM name, or S3_0_C0_C7_0)")
+_register_table = _table(_described, _U64, "a register that tells hosts apart, by its Arm ARM name or as S3_0_C0_C7_0")
 _capability_table = _table(_capability, _S32, "a KVM_CAP_ name")
 
 
@@ -215,11 +224,14 @@ KEYS: dict[str, Key] = {
     ),
     "assumed": Key(_list(_text), "a list of keys", "keys whose value has no source of its own"),
     "registers": Key(
-        _register_table, "register = 64-bit value", "what a vCPU with every feature sees after KVM_ARM_VCPU_INIT", True
+        _register_table,
+        "register = 64-bit value: ID registers, MIDR, CTR, CLIDR, DCZID, PMCR, PMCEID, CNTFRQ",
+        "what a vCPU with every feature sees after KVM_ARM_VCPU_INIT",
+        True,
     ),
     "firmware": Key(
-        _table(FIRMWARE.__getitem__, _between(0, 0x13), _choices(tuple(FIRMWARE))),
-        "WORKAROUND_n = 0 (not available), 1 (available), 2 or 3 (not required)",
+        _table(FIRMWARE.__getitem__, _between(0, 3), _choices(tuple(FIRMWARE))),
+        "WORKAROUND_1, _2, _3 = 0 (not available) to 3, as in uapi/asm/kvm.h",
         "KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_n after INIT",
         True,
     ),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from kvm2.abi.onereg import KVM_REG_ARM64, KVM_REG_ARM_CORE
 from kvm2.abi.structs_arm64 import KVM_ARM_VCPU_EL1_32BIT, Regs
 from kvm2.errors import KvmError
-from kvm2.softkvm import features as feat
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -66,7 +66,7 @@ def get(vcpu: Vcpu, id_: int) -> bytes:
 
 
 def put(vcpu: Vcpu, id_: int, fetch: Callable[[int], bytes]) -> None:
-    """ENOENT: no such register; EINVAL: a version, level or service that this host does not have; EBUSY: after a run."""
+    """ENOENT: no such register; EINVAL: a version, level or service that this host has not; EBUSY: after a run."""
     if id_ >> 52 & 0xF != 3:
         raise KvmError(errno.ENOENT, f"firmware register {id_:#x}: they have 8 bytes")
     value = int.from_bytes(fetch(8), "little")

@@ -143,9 +143,9 @@ class Execution:
                     return
                 if self.wait_for_interrupt:
                     self.wait_for_interrupt = False
-                    self._nap()
+                    self._wait_for_interrupt()
             elif outcome == "wfi":
-                self._nap()
+                self._wait_for_interrupt()
             elif outcome == "error":
                 raise KvmError(errno.EFAULT, self.core.error)
 
@@ -196,6 +196,11 @@ class Execution:
     def wake(self) -> None:
         """The vCPU's power state changed: it looks again."""
         self._signal(False)
+
+    def _wait_for_interrupt(self) -> None:
+        """WFI: until a signal arrives. Nothing else can, as the VM has neither interrupt controller nor timers yet."""
+        while not self._signalled and not self.vm.dead:
+            self._nap()
 
     def _nap(self) -> None:
         self._wake.wait(NAP_SECONDS)

@@ -96,7 +96,7 @@ def _set_vls(vcpu: Vcpu, fetch: Callable[[int], bytes]) -> None:
 
 
 def _locate(vcpu: Vcpu, id_: int) -> tuple[str, int]:
-    """("z" | "p", number; FFR is P16). EINVAL for no register; ENOENT without SVE or for a slice above 0; EPERM early."""
+    """("z" | "p", number; FFR is P16). EINVAL: no register; ENOENT: no SVE, or a slice above 0; EPERM: too early."""
     number = id_ >> ID_SHIFT & ID_MASK
     if _FIRST_Z <= id_ <= _LAST_Z:
         kind = "z"

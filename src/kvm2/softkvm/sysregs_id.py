@@ -48,7 +48,8 @@ def sanitised(vcpu: Vcpu, reg: SysReg) -> int:
     """The most that this vCPU may promise: the host's register without what its features do not include."""
     vm, bits, enc = vcpu.vm, vcpu.features, reg.enc
     if reads_as_zero(vcpu, reg):
-        return 0
+        # KVM puts the PMU's version into this one register even where the host has no AArch32.
+        return _perfmon(vm) << PERFMON if enc == sr.ID_DFR0_EL1 and bits & feat.PMU and not fixed(vm) else 0
     value = vm.arm.host_register(enc)
     if enc == sr.ID_AA64PFR0_EL1:
         value &= ~AMU_MPAM | (MPAM if fixed(vm) else 0)
@@ -64,8 +65,14 @@ def sanitised(vcpu: Vcpu, reg: SysReg) -> int:
     return value
 
 
+def _perfmon(vm: Vm) -> int:
+    """pmuver_to_perfmon: the PMU's version as ID_DFR0_EL1 has it."""
+    version = vm.arm.host_register(sr.ID_AA64DFR0_EL1) >> PMUVER & 0xF
+    return 3 if version == 1 else version
+
+
 def reset_value(vcpu: Vcpu, reg: SysReg) -> int:
-    """What the register is after the VM's first KVM_ARM_VCPU_INIT: PARange follows the IPA size where creation says so."""
+    """The register after the VM's first KVM_ARM_VCPU_INIT: PARange follows the IPA size where creation says so."""
     value, config = sanitised(vcpu, reg), vcpu.vm.config
     if reg.enc == sr.ID_AA64MMFR0_EL1 and config.parange_follows_ipa:
         return value & ~PARANGE | parange_for(config.ipa_bits, value & PARANGE)
@@ -113,17 +120,17 @@ def write(vcpu: Vcpu, reg: SysReg, value: int) -> None:
 
 
 def _check(vcpu: Vcpu, reg: SysReg, value: int) -> None:
-    limit = sanitised(vcpu, reg)
     if reads_as_zero(vcpu, reg):
         if value:
             raise KvmError(errno.EINVAL, f"{reg.name} = {value:#x}: it reads as zero here, so only 0 can be written")
         return
+    limit = sanitised(vcpu, reg)
     field = first_unsafe(reg.enc, value, limit, vcpu.vm.profile.writable_masks.get(reg.enc, 0))
     if field is not None:
         high = field.lsb + field.width - 1
         raise KvmError(
             errno.EINVAL,
-            f"{reg.name} = {value:#x}: bits {high}:{field.lsb} promise what this host does not have; its value is {limit:#x}, "
+            f"{reg.name} = {value:#x}: bits {high}:{field.lsb} promise what this host has not; it has {limit:#x}, "
             "and only what KVM_ARM_GET_REG_WRITABLE_MASKS lists can be lowered",
         )
 

@@ -1,4 +1,4 @@
-"""KVM's table of system registers, as data: `sys_reg_descs` of arch/arm64/kvm/sys_regs.c in 6.12, and 6.1's differences.
+"""KVM's table of system registers, as data: `sys_reg_descs` of arch/arm64/kvm/sys_regs.c (6.12), and what 6.1 has else.
 
 One line a register: name, what a trapped guest access does, what userspace can do with it (KVM_GET/SET_ONE_REG), the
 value it resets to, when it is there at all. `NAME<n>` stands for n registers. Registers of EL2 are left out: they are

@@ -30,8 +30,9 @@ from kvm2.softkvm import (
     sysregs_pmu,
     sysregs_reset,
     vcpu_attrs,
+    vcpu_debug,
+    vcpu_events,
 )
-from kvm2.softkvm import vcpu_debug, vcpu_events
 from kvm2.softkvm.cpu.state import CpuState
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Vcpu:
 
     def on_first_run(self) -> None:
         """What the first KVM_RUN fixes: ID registers without a GIC that the VM does not have, PMU counters."""
+        if self.has_run:
+            return
         sysregs_id.finalise(self.vm)
         self.pull()
         sysregs_pmu.first_run(self)
@@ -237,7 +240,7 @@ class Vcpu:
         return sysregs_guest.access(self, enc, write=False, value=0)
 
     def guest_sysreg(self, enc: int, write: bool, value: int) -> int | None:
-        """A trapped MRS or MSR: the value read (0 for a write); None: the guest gets an undefined-instruction exception."""
+        """A trapped MRS or MSR: the value read (0 for a write); None: undefined, the guest gets the exception."""
         return sysregs_guest.access(self, enc, write, value)
 
     # ---- the rest of the vCPU's ioctls

@@ -157,7 +157,7 @@ def _set_pmu_filter(vcpu: Vcpu, attr: DeviceAttr) -> None:
 
 def _init_pmu(vcpu: Vcpu) -> None:
     if vcpu.vm.irqchip:
-        if not vcpu.vm.irqchip_ready():
+        if not vcpu.vm.arm.vgic_ready:
             raise KvmError(errno.ENODEV, "initialise the interrupt controller before the PMU")
         if vcpu.pmu_irq is None:
             raise KvmError(errno.ENXIO, "set the PMU's interrupt first")
@@ -199,6 +199,6 @@ def start_stolen_time(vcpu: Vcpu) -> int:
         return INVALID_GPA
     slot = vcpu.vm.slots.find(base >> shift)
     if slot is not None:
-        vcpu.vm.memory.write(slot.hva(base), bytes(STOLEN_TIME_BYTES))
+        vcpu.vm.memory.write(slot.userspace_addr + base - slot.guest_phys_addr, bytes(STOLEN_TIME_BYTES))
         vcpu.vm.slots.mark_dirty(base >> shift)
     return base

@@ -48,7 +48,7 @@ def get(vcpu: Vcpu, arg: int) -> int:
 
 
 def put(vcpu: Vcpu, arg: int) -> int:
-    """KVM_SET_VCPU_EVENTS. EINVAL: reserved bytes set, or a syndrome that is too long or that this host has no use for."""
+    """KVM_SET_VCPU_EVENTS. EINVAL: reserved bytes set, a syndrome that is too long or that this host cannot have."""
     vcpu.check_initialized()
     events = VcpuEvents.unpack(vcpu.vm.memory.read(arg, VcpuEvents.SIZE))
     wanted = events.exception

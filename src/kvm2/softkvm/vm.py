@@ -85,8 +85,7 @@ class Vm:
     @property
     def slots(self) -> MemSlots:
         if self._slots is None:
-            shift, granule = self.profile.page_shift, self.format.page_shift
-            self._slots = MemSlots(shift, self.config.ipa_bits, granule, self.profile.nr_memslots)
+            self._slots = MemSlots(self.profile, self.config.ipa_bits, self.format.page_shift)
         return self._slots
 
     @property

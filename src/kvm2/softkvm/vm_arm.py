@@ -34,7 +34,7 @@ def _index(enc: int) -> int:
 
 
 def writable_masks(vm: Vm, arg: int) -> int:
-    """KVM_ARM_GET_REG_WRITABLE_MASKS: 192 masks of 8 bytes, one per feature ID register; EINVAL on kernels without it."""
+    """KVM_ARM_GET_REG_WRITABLE_MASKS: 192 masks of 8 bytes, one per feature ID register; EINVAL without the call."""
     if not vm.profile.writable_masks:
         raise KvmError(errno.EINVAL, "this kernel has no writable ID registers, nor this call")
     wanted = RegMaskRange.unpack(vm.memory.read(arg, RegMaskRange.SIZE))
@@ -100,7 +100,7 @@ def _add_filter(vm: Vm, address: int) -> None:
     if any(wanted.pad) or not wanted.nr_functions or last > U32 or wanted.action >= ACTIONS:
         raise KvmError(
             errno.EINVAL,
-            f"filter of {wanted.nr_functions} functions from {wanted.base:#x}, action {wanted.action}: at least one function, "
+            f"filter of {wanted.nr_functions} functions from {wanted.base:#x}, action {wanted.action}: at least one, "
             "none above 0xffffffff, action 0 to 2, pad zero",
         )
     with vm.lock:

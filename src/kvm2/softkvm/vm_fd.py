@@ -15,7 +15,7 @@ from kvm2.abi.structs import (
     UserspaceMemoryRegion2,
 )
 from kvm2.errors import KvmError
-from kvm2.softkvm import devices, enable_cap, negotiation
+from kvm2.softkvm import devices, enable_cap, negotiation, vm_arm
 from kvm2.softkvm.vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ LATER = {
     io.KVM_RESET_DIRTY_RINGS: "KVM_RESET_DIRTY_RINGS",
     io.KVM_GET_STATS_FD: "KVM_GET_STATS_FD",
     io.KVM_ARM_SET_DEVICE_ADDR: "KVM_ARM_SET_DEVICE_ADDR",
-    io.KVM_ARM_SET_COUNTER_OFFSET: "KVM_ARM_SET_COUNTER_OFFSET",
     io.KVM_ARM_MTE_COPY_TAGS: "KVM_ARM_MTE_COPY_TAGS",
 }
 
@@ -71,6 +70,11 @@ class VmFd:
             io.KVM_SET_USER_MEMORY_REGION: self._set_memory,
             io.KVM_GET_DIRTY_LOG: self._get_dirty_log,
             io.KVM_CLEAR_DIRTY_LOG: self._clear_dirty_log,
+            io.KVM_ARM_PREFERRED_TARGET: lambda arg: vm_arm.preferred_target(self.vm, arg),
+            io.KVM_ARM_SET_COUNTER_OFFSET: lambda arg: vm_arm.set_counter_offset(self.vm, arg),
+            io.KVM_ARM_GET_REG_WRITABLE_MASKS: lambda arg: vm_arm.writable_masks(self.vm, arg),
+            io.KVM_HAS_DEVICE_ATTR: lambda arg: vm_arm.has_device_attr(self.vm, arg),
+            io.KVM_SET_DEVICE_ATTR: lambda arg: vm_arm.set_device_attr(self.vm, arg),
         }
         if self.vm.profile.caps.get(caps.KVM_CAP_USER_MEMORY2, 0):
             methods[io.KVM_SET_USER_MEMORY_REGION2] = self._set_memory2
@@ -109,6 +113,8 @@ class VmFd:
         return method(arg)
 
     def _create_vcpu(self, number: int) -> int:
+        if "vcpu-id-32bit" in self.vm.profile.quirks:
+            number &= 0xFFFF_FFFF
         vcpu = self.vm.add_vcpu(number)
         return self.door.install(VcpuFd(self, vcpu))
 
@@ -116,7 +122,7 @@ class VmFd:
         return devices.create(self, arg)
 
     def _enable_cap(self, arg: int) -> int:
-        return enable_cap.enable_cap(self.vm, arg)
+        return enable_cap.enable(self.vm, arg)
 
     def _set_memory(self, arg: int) -> int:
         data = self.vm.memory.read(arg, UserspaceMemoryRegion.SIZE)

@@ -30,7 +30,7 @@ def ring_machine() -> tuple[Machine, list[int]]:
     return machine, [base + 8 * node for node in order]
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
 def test_stops_are_precise(count: int) -> None:
     machine, order = ring_machine()
     core = machine.core
@@ -75,7 +75,7 @@ def test_a_stop_before_the_run_ends_the_next_run_only() -> None:
     machine.close()
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_stop_at_the_moment_of_entry_is_not_lost(count: int) -> None:
     """The stopper fires when it sees the core about to enter; the guest loops for ever, so a lost stop hangs."""
     machine = Machine()
@@ -181,16 +181,17 @@ def test_interrupts_while_running() -> None:
     machine = Machine()
     core = machine.core
     machine.load("add x5, x5, #1; hvc #0; eret", at=0x8280)
-    machine.load(CHASE.replace("x1, [x1]", "x1, [x1]"), VBAR_EL1=machine.arena.base + 0x8000, pstate=0x345)
-    for node in range(2):
-        machine.arena.put(machine.arena.base + RING + 8 * node, machine.arena.base + RING)
-    core.x[1] = machine.arena.base + RING
-    machine.answer = lambda trap: (core.set_irq(False), True)[1]
+    machine.load("1: add x2, x2, #1; b 1b", VBAR_EL1=machine.arena.base + 0x8000, pstate=0x345)
+
+    def taken(trap: object) -> bool:
+        core.set_irq(False)
+        threading.Timer(0.0005, core.stop).start()
+        return True
+
+    machine.answer = taken
     for turn in range(1, 20):
         core.set_irq(True)
-        timer = threading.Timer(0.001, core.stop)
-        timer.start()
         assert core.run() == "stop"
-        timer.join()
         assert core.x[5] == turn
+        assert core.pc - machine.arena.base in (0, 4)
     machine.close()

@@ -12,7 +12,7 @@ struct kvm_one_reg {
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from kvm2.abi.layout import Array, Field, Scalar, Structure, UnionOf, extent
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WIDTH: Final = 100
 
 
-def is_structure(kind: Any) -> bool:
+def is_structure(kind: Any) -> TypeGuard[type[Structure]]:
     """Whether a C type is a declared structure."""
     return isinstance(kind, type) and issubclass(kind, Structure)
 

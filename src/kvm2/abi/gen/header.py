@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 # (title, prefixes or names, how the value is written). The first group that fits a constant has it.
 _GROUPS: Final = (
     ("KVM_CHECK_EXTENSION takes this, and answers which of the calls the host has.", ("KVM_CAP_",), "number"),
-    ("How long a list, an attribute (bytes) and its set of capabilities (bits) may be.", ("KVM_CREATE_VM2_MAX_",), "number"),
+    (
+        "Limits: attributes in a list, bytes of one, bits of a set of capabilities.",
+        ("KVM_CREATE_VM2_MAX_",),
+        "number",
+    ),
     ("Bits of the answer to KVM_CAP_CREATE_VM2.", ("KVM_CREATE_VM2_",), "bit"),
     ("Flags of an attribute.", ("KVM_CREATE_VM_ATTR_SKIP_",), "bit"),
     ("Types of attributes.", ("KVM_CREATE_VM_ATTR_",), "type"),
@@ -87,7 +91,7 @@ def header() -> str:
 
 def check() -> str:
     """The text of kvm2_check.c: a static assertion for every size, offset and number."""
-    text = f"/* SPDX-License-Identifier: GPL-2.0-only */\n/* {MARKER.format('header --check-file')} */\n"
+    text = f"/* SPDX-License-Identifier: GPL-2.0-only */\n/* {MARKER.format('header --check')} */\n"
     text += '#include "kvm2.h"\n\n#ifdef __cplusplus\n#define SAME(a, b) static_assert((a) == (b), #a)\n'
     text += "#else\n#define SAME(a, b) _Static_assert((a) == (b), #a)\n#endif\n"
     text += "#define OFFSET(type, member) __builtin_offsetof(type, member)\n"

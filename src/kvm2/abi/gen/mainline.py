@@ -41,8 +41,8 @@ def macros(arch: str) -> dict[str, int]:
     sources = [caps, exits, *modules(arch)] + ([onereg] if arch == "arm64" else [])
     found: dict[str, int] = {}
     for source in sources:
-        names = {k: v for k, v in vars(source).items() if k.startswith(("KVM_", "SYNC_REGS_SIZE")) and isinstance(v, int)}
-        found |= names
+        ints = {name: value for name, value in vars(source).items() if isinstance(value, int)}
+        found |= {name: value for name, value in ints.items() if name.startswith(("KVM_", "SYNC_REGS_SIZE"))}
     for name in _NOT_MACROS | _of_others(arch):
         found.pop(name, None)
     return found
@@ -101,7 +101,9 @@ def _core_asserts() -> str:
 def check(arch: str) -> str:
     """The text of mainline_<arch>.c."""
     text = f"/* SPDX-License-Identifier: GPL-2.0-only */\n/* {MARKER.format('header --mainline ' + arch)} */\n"
-    text += "#include <linux/bits.h>\n#include <linux/kvm.h>\n\n#ifndef offsetof\n#define offsetof __builtin_offsetof\n#endif\n#define SAME(a, b) _Static_assert((a) == (b), #a)\n"
+    text += "#include <linux/bits.h>\n#include <linux/kvm.h>\n\n"
+    text += "#ifndef offsetof\n#define offsetof __builtin_offsetof\n#endif\n"
+    text += "#define SAME(a, b) _Static_assert((a) == (b), #a)\n"
     text += "#define OFFSET(type, member) __builtin_offsetof(type, member)\n"
     text += "#define SIZE(type, member) sizeof(((type *)0)->member)\n\n"
     text += "".join(_struct_asserts(cls) for cls in structures(arch)) + _exit_asserts(arch) + "\n"

@@ -1,8 +1,8 @@
 """`generated/kvm2.syz.txt`: the ioctls as syzkaller descriptions, and the values of its constants.
 
-Structures follow the declarations: a field whose text starts with "->" is a pointer, one called pad or reserved is zero,
-sizes and types of attributes are what they must be. Where the architectures differ, names end in the architecture.
-The file has every KVM ioctl, so it stands in place of syzkaller's own dev_kvm*.txt, not beside them.
+Structures follow the declarations: a field whose text starts with "->" is a pointer, one called pad or reserved is
+zero, sizes and types of attributes are what they must be. Where the architectures differ, names end in the
+architecture. The file has every KVM ioctl, so it stands in place of syzkaller's own dev_kvm*.txt, not beside them.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ _KNOWN: Final = {
     ("kvm_create_vm_attr_hdr", "type"): "flags[kvm_create_vm_attr_types, int32]",
     ("kvm_create_vm_attr_hdr", "size"): "bytesize[parent, int16]",
     ("kvm_create_vm_attr_arch_capabilities", "size"): "bitsize[capabilities, int16]",
-    ("kvm_create_vm_attr_arch_capabilities", "capabilities"): "array[flags[kvm_create_vm_arm64_capabilities, int64], 1]",
+    (
+        "kvm_create_vm_attr_arch_capabilities",
+        "capabilities",
+    ): "array[flags[kvm_create_vm_arm64_caps, int64], 1]",
     ("kvm_create_vm2_fixed_arm64", "capabilities"): "flags[kvm_create_vm2_fixed_arm64_capabilities, int64]",
     ("kvm_create_vm_attr_arm64_granule", "page_shift"): "flags[kvm_create_vm_attr_page_shifts, int32]",
+    ("kvm_userspace_memory_region", "memory_size"): "len[userspace_addr, int64]",
+    ("kvm_userspace_memory_region", "userspace_addr"): "vma64",
+    ("kvm_userspace_memory_region2", "memory_size"): "len[userspace_addr, int64]",
+    ("kvm_userspace_memory_region2", "userspace_addr"): "vma64",
     ("kvm_create_device", "fd"): "fd_kvmdev (out)",
     ("kvm_irqfd", "fd"): "fd",
     ("kvm_ioeventfd", "fd"): "fd",
@@ -169,9 +176,7 @@ def _flags(into: Description) -> str:
     groups = {
         "kvm_create_vm_attr_types": types,
         "kvm_create_vm_attr_flags": _named(into, "KVM_CREATE_VM_ATTR_SKIP_"),
-        "kvm_create_vm_arm64_capabilities": [
-            name for name in _named(into, "KVM_CREATE_VM_ARM64_") if "_MACHINE_" not in name
-        ],
+        "kvm_create_vm_arm64_caps": [name for name in _named(into, "KVM_CREATE_VM_ARM64_") if "_MACHINE_" not in name],
         "kvm_create_vm2_fixed_arm64_capabilities": _named(into, "KVM_ARM_"),
         "kvm_create_vm_attr_page_shifts": ["0", "12", "14", "16"],
     }

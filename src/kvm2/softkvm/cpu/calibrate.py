@@ -95,6 +95,12 @@ def _all(blob: bytes, pattern: bytes, align: int = 4) -> set[int]:
     return hits
 
 
+def quiet(engine: uc.Engine, handle: c_void_p) -> None:
+    """A non-secure EL1 where nothing but HVC traps, of the largest model."""
+    for enc, value in ((SCR_EL3, _SCR), (HCR_EL2, _HCR), (CPTR_EL3, 0x100), (CPACR_EL1, 0x330000)):
+        engine.write_sys(handle, enc, value)
+
+
 def cpu_object(engine: uc.Engine, handle: c_void_p) -> int:
     """The address of an instance's CPU object (its only CPU has the number "unassigned", or 0)."""
     for index in (-1, 0):
@@ -130,8 +136,7 @@ class _Probe:
         size = len(self.page)
         error = engine.LIB.uc_mem_map_ptr(self.handle, _CODE, size, uc.PROT_ALL, c_void_p(self.address))
         engine.check(error, "mapping the probe's memory")
-        for enc, value in ((SCR_EL3, _SCR), (HCR_EL2, _HCR), (CPTR_EL3, 0x100), (CPACR_EL1, 0x330000)):
-            engine.write_sys(self.handle, enc, value)
+        quiet(engine, self.handle)
         self.cpu = cpu_object(engine, self.handle)
         self.env = 0
         self.env_bytes = 0

@@ -13,7 +13,6 @@ authentication where the guest has none. PC is at the instruction, except for HV
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_uint64
 from typing import TYPE_CHECKING, Any, Final
 
 from kvm2.softkvm.cpu import decode, sysregs
@@ -130,6 +129,10 @@ class Core:
         """
         self._registers.override(enc, read, write)
 
+    def knows(self, enc: int) -> bool:
+        """Whether the core itself has a register or system instruction with this encoding."""
+        return inst.register_info(self.instance, enc, missing_ok=True) is not None
+
     def big_endian(self) -> bool:
         """Whether the guest's data accesses are big-endian now (SCTLR_EL1.EE, or E0E at EL0)."""
         bit = _SCTLR_EE if self.pstate & 0xC else _SCTLR_E0E
@@ -213,11 +216,10 @@ class Core:
                     raise failure
                 if self._left is not None:
                     return self._left
-                if error and self._soft is not None and error == uc.ERR_EXCEPTION:
-                    if self._soft.fault() or self._left is None:
-                        error = 0
-                    else:
-                        return self._left
+                if error == uc.ERR_EXCEPTION and self._soft is not None:
+                    if not self._soft.fault():
+                        return "trap"
+                    error = 0
                 if gate.take():
                     return "stop"
                 if error:
@@ -253,6 +255,8 @@ class Core:
             if ec == EC_UNKNOWN:
                 # The emulator loses the syndrome of its only trap that is raised in the midst of an instruction.
                 exception.syndrome = EC_PAC << EC_SHIFT | IL
+            elif ec == EC_SVE:
+                exception.syndrome = esr | IL  # and this bit, here
             self._gate.in_hook = True
             if not self.on_trap():
                 self._leave("trap")
@@ -272,8 +276,8 @@ class Core:
                     return
             if decode.is_daif_immediate(word):
                 esr = EC_SYS64 << EC_SHIFT | IL | decode.sysreg_trap_iss(word)
-        if esr >> EC_SHIFT == EC_SVE and not self._sve:
-            esr = UNDEFINED
+        if esr >> EC_SHIFT == EC_SVE:
+            esr = esr | IL if self._sve else UNDEFINED
         self.instance.enter_el1(esr)
 
     def _leave(self, outcome: str) -> None:
@@ -364,8 +368,3 @@ class Core:
     def save_sys(self, state: CpuState) -> None:
         """Only the system registers of `NATIVE[model]`."""
         self._transfer.save_sys(state)
-
-
-def read_word(address: int) -> int:
-    """A 64-bit word of this process, for tests and pictures of guest memory at a host address."""
-    return c_uint64.from_address(address).value

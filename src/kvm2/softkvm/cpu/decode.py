@@ -80,6 +80,15 @@ def _single(word: int, release: int) -> int:
     return ISV | size << _SAS_SHIFT | signed | (word & 31) << _SRT_SHIFT | (_SF if wide else 0) | release
 
 
+def is_unprivileged(word: int) -> bool:
+    """LDTR, STTR and their kin: accesses with EL0's permissions.
+
+    >>> is_unprivileged(0xF8400926), is_unprivileged(0xF8400126)  # ldtr, ldur
+    (True, False)
+    """
+    return word & 0x3F200C00 == 0x38000800
+
+
 def sysreg_trap_iss(word: int) -> int:
     """ISS of EC 0x18 for an MSR, MRS or system instruction.
 

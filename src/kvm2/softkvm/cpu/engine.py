@@ -56,7 +56,7 @@ class TlbEntry(ctypes.Structure):
     _fields_ = [("paddr", c_uint64), ("perms", c_uint32)]
 
 
-FILL_CALLBACK = ctypes.CFUNCTYPE(c_uint8, c_void_p, c_uint64, c_uint32, POINTER(TlbEntry), c_void_p)
+FILL_CALLBACK = ctypes.CFUNCTYPE(c_uint8, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p)
 
 # name: (argument types, result); functions without the uc_ prefix are internals that the library exports.
 _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {

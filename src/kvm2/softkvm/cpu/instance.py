@@ -165,16 +165,20 @@ class _RegInfo(ctypes.Structure):
         ("accessfn", c_void_p),
         ("readfn", c_void_p),
         ("writefn", c_void_p),
+        ("raw_readfn", c_void_p),
+        ("raw_writefn", c_void_p),
     ]
 
 
-def register_info(instance: Instance, enc: int) -> Any:
-    """The core's own description of a system register, whose `readfn` and `writefn` may be replaced."""
+def register_info(instance: Instance, enc: int, missing_ok: bool = False) -> Any:
+    """The core's own description of a system register, whose functions may be replaced."""
     table = c_uint64.from_address(instance.env + instance.layout.cp_regs_in_env).value
     key = c_uint32(1 << 28 | 0x13 << 16 | enc)
     address = instance.engine.FAST.get_arm_cp_reginfo_aarch64(c_void_p(table), key)
     info = _RegInfo.from_address(address) if address else None
     found = info and (info.op0 << 14 | info.op1 << 11 | info.crn << 7 | info.crm << 3 | info.op2)
-    if info is None or found != enc:
+    if info is None and missing_ok:
+        return None
+    if found != enc:
         raise EnvironmentFault(f"the emulated core ({instance.model}) does not know system register {enc:#06x}")
     return info

@@ -41,7 +41,7 @@ class Overrides:
             info.fieldoffset = instance.layout.spare_in_env + 8 * slot
 
     def override(self, enc: int, read: Callable[[], int] | None, write: Callable[[int], None] | None) -> None:
-        """Functions in place of the core's own; None keeps that one."""
+        """Functions in place of the core's own, for the guest and for `Core.load` and `save`; None keeps that one."""
         info = inst.register_info(self.instance, enc)
         gate = self._gate
 
@@ -64,11 +64,11 @@ class Overrides:
         if read is not None:
             reader = inst.READ_CALLBACK(on_read)
             self._kept.append(reader)
-            info.readfn = inst.ctypes.cast(reader, inst.c_void_p).value
+            info.readfn = info.raw_readfn = inst.ctypes.cast(reader, inst.c_void_p).value
         if write is not None:
             writer = inst.WRITE_CALLBACK(on_write)
             self._kept.append(writer)
-            info.writefn = inst.ctypes.cast(writer, inst.c_void_p).value
+            info.writefn = info.raw_writefn = inst.ctypes.cast(writer, inst.c_void_p).value
 
     def set_sve(self, vqs: tuple[int, ...] | None) -> None:
         """ZCR_EL2 limits the length; a set with gaps also needs each of the guest's ZCR_EL1 writes."""
