@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -45,10 +45,12 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
+	@echo "installing kvm2 into $(VENV)" >&2
 	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.developed: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)" >&2
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"])' \
 	    | xargs $(PIP)
 	@touch $@

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LARGEST_ADDRESS_BITS = 52  # the largest IPA size of any arm64 KVM
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-_NUMBER = re.compile(r"(0x[0-9a-f]+|[0-9]+)([kmgtp]?)(?:ib?)?\Z", re.IGNORECASE)
+_NUMBER = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:([kmgtp])(?:i?b)?)?\Z", re.IGNORECASE | re.ASCII)
 _FORM = "SIZE@ADDRESS, numbers in decimal or 0x hexadecimal, with K, M, G, T or P (powers of 1024)"
 
 
@@ -33,7 +33,7 @@ def parse_number(text: str) -> int:
     match = _NUMBER.match(text.strip())
     if match is None:
         raise UsageError(f"{text!r} is not a number of bytes: give {_FORM}")
-    return int(match[1], 0 if match[1][:2].lower() == "0x" else 10) << _UNITS[match[2].upper()]
+    return int(match[1], 0 if match[1][:2].lower() == "0x" else 10) << _UNITS[(match[2] or "").upper()]
 
 
 def parse_memory(text: str) -> MemoryRange:

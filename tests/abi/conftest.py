@@ -1,9 +1,10 @@
-"""The kernel's own files, out of Debian's linux-source-6.12: UAPI headers and the tables of arm64's system registers."""
+"""The kernel's own files, out of Debian's linux-source-6.12: UAPI headers, arm64's tables of system registers."""
 
 from __future__ import annotations
 
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ WANTED = (
     "arch/arm64/include/asm/sysreg.h",
     "arch/arm64/include/asm/esr.h",
     "arch/arm64/tools/sysreg",
+    "arch/arm64/kvm/arm.c",
     "arch/arm64/kvm/sys_regs.c",
+    "virt/kvm/kvm_main.c",
 )
 
 
@@ -27,7 +30,7 @@ def kernel(request: pytest.FixtureRequest) -> Path:
     if not TARBALL.is_file():
         pytest.skip(f"{TARBALL} is not installed (Debian package linux-source-6.12): nothing to compare with")
     stat = TARBALL.stat()
-    place = Path(request.config.cache.mkdir(f"uapi-{stat.st_size}-{stat.st_mtime_ns}"))
+    place = Path(request.config.cache.mkdir(f"kernel-{len(WANTED)}-{stat.st_size}-{stat.st_mtime_ns}"))
     if not (place / "complete").exists():
         with tarfile.open(TARBALL) as tar:
             for member in tar:
@@ -54,9 +57,14 @@ def _generic_headers(top: Path, arch: str) -> None:
         (stub / "linux" / name).write_text("")
 
 
-def compile_c(compiler: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a compiler; skips where it is not installed."""
-    try:
-        return subprocess.run([compiler, *map(str, args)], capture_output=True, text=True, timeout=120, check=False)
-    except FileNotFoundError:
-        pytest.skip(f"{compiler} is not installed")
+@pytest.fixture(scope="session")
+def compile_c() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a compiler with arguments; the test is skipped where that compiler is not installed."""
+
+    def run(compiler: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run([compiler, *map(str, args)], capture_output=True, text=True, timeout=120, check=False)
+        except FileNotFoundError:
+            pytest.skip(f"{compiler} is not installed")
+
+    return run

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kvm2.abi.gen.header import check, constants, header
 
-_spec = importlib.util.spec_from_file_location("abi_conftest", Path(__file__).with_name("conftest.py"))
-assert _spec and _spec.loader
-_conftest = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_conftest)
-compile_c = _conftest.compile_c
+Compile = Callable[..., subprocess.CompletedProcess[str]]
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpadded", "-Werror")
 # The second: 32-bit callers. Debian's headers for x86-64 serve both, but only the 64-bit path is searched.
@@ -36,13 +33,13 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", COMPILERS)
-def test_compiles_without_a_warning(files: Path, target: str) -> None:
+def test_compiles_without_a_warning(compile_c: Compile, files: Path, target: str) -> None:
     done = compile_c(*COMPILERS[target], *WARNINGS, "-fsyntax-only", "-I", files, files / "check.c")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("standard", ["gnu99", "c11", "gnu17", "c++11", "c++20"])
-def test_compiles_in_every_standard(files: Path, standard: str) -> None:
+def test_compiles_in_every_standard(compile_c: Compile, files: Path, standard: str) -> None:
     alone = files / "alone.c"
     alone.write_text('#include "kvm2.h"\nextern int fd(union kvm_create_vm_attr *, struct kvm_create_vm2_fixed);\n')
     language = "c++" if "++" in standard else "c"
@@ -52,14 +49,14 @@ def test_compiles_in_every_standard(files: Path, standard: str) -> None:
 
 @pytest.mark.parametrize("order", [("<linux/kvm.h>", '"kvm2.h"'), ('"kvm2.h"', "<linux/kvm.h>")])
 @pytest.mark.parametrize("compiler", ["gcc", "aarch64-linux-gnu-gcc"])
-def test_goes_with_the_system_header(files: Path, compiler: str, order: tuple[str, str]) -> None:
+def test_goes_with_the_system_header(compile_c: Compile, files: Path, compiler: str, order: tuple[str, str]) -> None:
     both = files / "both.c"
     both.write_text("".join(f"#include {name}\n" for name in order) + "int request = KVM_CREATE_VM2 + KVM_RUN;\n")
     done = compile_c(compiler, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", both)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_assertions_bite(files: Path) -> None:
+def test_the_assertions_bite(compile_c: Compile, files: Path) -> None:
     text = check()
     assert text.count("SAME(") > 150
     changed = text.replace("SAME(sizeof(struct kvm_vm2_finding), 192)", "SAME(sizeof(struct kvm_vm2_finding), 193)")
@@ -70,7 +67,7 @@ def test_the_assertions_bite(files: Path) -> None:
     assert "kvm_vm2_finding" in done.stderr
 
 
-def test_numbers_are_those_of_the_interface(files: Path) -> None:
+def test_numbers_are_those_of_the_interface(compile_c: Compile, files: Path) -> None:
     numbers = {
         "KVM_CREATE_VM2": 0x4010AE0C,
         "KVM_CREATE_VM2_FIXED": 0x4080AE0C,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,11 @@ import pytest
 from kvm2.abi import caps, exits, ioctls
 from kvm2.abi.gen.mainline import check, structures
 
-_spec = importlib.util.spec_from_file_location("abi_conftest", Path(__file__).with_name("conftest.py"))
-assert _spec and _spec.loader
-_conftest = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_conftest)
-compile_c = _conftest.compile_c
+Compile = Callable[..., subprocess.CompletedProcess[str]]
 
 ARCHES = {"arm64": ("aarch64-linux-gnu-gcc", "arm64"), "x86_64": ("gcc", "x86")}
+
+CHECKS = ("kvm_vm_ioctl_check_extension", "kvm_vm_ioctl_check_extension_generic")
 
 # KVMIO ioctls of linux/kvm.h that neither architecture has.
 OF_OTHERS = {
@@ -43,7 +42,7 @@ NO_PAYLOAD = {
 }
 
 
-def compile_check(kernel: Path, arch: str, source: Path) -> tuple[int, str]:
+def compile_check(compile_c: Compile, kernel: Path, arch: str, source: Path) -> tuple[int, str]:
     compiler, name = ARCHES[arch]
     includes = (f"arch/{name}/include/uapi", f"stub_{name}", "include/uapi")
     flags = ["-nostdinc", "-D__user=", "-D__EXPORTED_HEADERS__", "-fsyntax-only", "-Werror"]
@@ -53,14 +52,14 @@ def compile_check(kernel: Path, arch: str, source: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_structures_and_numbers(kernel: Path, tmp_path: Path, arch: str) -> None:
+def test_structures_and_numbers(compile_c: Compile, kernel: Path, tmp_path: Path, arch: str) -> None:
     source = tmp_path / "check.c"
     source.write_text(check(arch))
-    assert compile_check(kernel, arch, source) == (0, "")
+    assert compile_check(compile_c, kernel, arch, source) == (0, "")
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_the_comparison_bites(kernel: Path, tmp_path: Path, arch: str) -> None:
+def test_the_comparison_bites(compile_c: Compile, kernel: Path, tmp_path: Path, arch: str) -> None:
     text = check(arch)
     assert text.count("SAME(") > 1000
     for right, wrong in (
@@ -71,7 +70,7 @@ def test_the_comparison_bites(kernel: Path, tmp_path: Path, arch: str) -> None:
         assert right in text
         source = tmp_path / "wrong.c"
         source.write_text(text.replace(right, wrong))
-        code, said = compile_check(kernel, arch, source)
+        code, said = compile_check(compile_c, kernel, arch, source)
         assert code != 0
         assert said.count("error:") == 1
 
@@ -99,6 +98,18 @@ def test_every_capability_and_exit_is_there(kernel: Path) -> None:
     block = text[start : text.index("/* For KVM_EXIT_INTERNAL_ERROR */")]
     reasons = {name: int(value) for name, value in re.findall(r"#define (KVM_EXIT_\w+)\s+(\d+)", block)}
     assert reasons == {row.name: row.number for row in exits.EXITS.values()}
+
+
+def test_the_capabilities_that_arm64_answers_are_explained(kernel: Path) -> None:
+    sources = (kernel / "arch/arm64/kvm/arm.c").read_text(), (kernel / "virt/kvm/kvm_main.c").read_text()
+    first, second = (
+        text[text.index(f"{start}(struct kvm *kvm, long ") :] for text, start in zip(sources, CHECKS, strict=True)
+    )
+    asked = re.findall(r"case (KVM_CAP_\w+):", first[: first.index("\n}")] + second[: second.index("\n}")])
+    assert len(asked) > 60
+    others = {"KVM_CAP_MULTI_ADDRESS_SPACE", "KVM_CAP_MEMORY_ATTRIBUTES", "KVM_CAP_GUEST_MEMFD"}  # configured away
+    explained = {caps.name_of(number) for number in caps.MEANINGS} - {"KVM_CAP_CREATE_VM2", "KVM_CAP_VM_TYPES"}
+    assert explained == set(asked) - others
 
 
 @pytest.mark.parametrize("arch", ARCHES)

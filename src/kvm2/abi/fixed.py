@@ -29,7 +29,13 @@ _ARM64 = struct.Struct("=QHB5s104s")
 SIZE = vm2.CreateVm2Fixed.SIZE
 CAPABILITIES, SVE_VLEN, IPA_SIZE, PAD, DUMMY = 8, 16, 18, 19, 24
 KNOWN = vm2.KVM_ARM_SVE_CAPABLE | vm2.KVM_ARM_SELECT_IPA
-_PATHS = {CAPABILITIES: "arm64.capabilities", SVE_VLEN: "arm64.sve_vlen", IPA_SIZE: "arm64.ipa_size", PAD: "arm64.pad"}
+_PATHS = {
+    0: "version",
+    CAPABILITIES: "arm64.capabilities",
+    SVE_VLEN: "arm64.sve_vlen",
+    IPA_SIZE: "arm64.ipa_size",
+    PAD: "arm64.pad",
+}
 
 
 class Fixed(NamedTuple):
@@ -46,8 +52,7 @@ def fixed_finding(
     offset: int, kind: int, error: int, value: int, why: str, low: int = 0, high: int = 0, mask: int = 0
 ) -> Finding:
     """A finding about the byte at `offset` of the structure."""
-    path = _PATHS.get(offset) or ("version" if offset == 0 else f"dummy[{(offset - 8) // 8}]")
-    return Finding(NO_ATTR, kind, error, offset, value, low, high, mask, why, path)
+    return Finding(NO_ATTR, kind, error, offset, value, low, high, mask, why, _PATHS[offset])
 
 
 def decode_fixed(memory: Readable, address: int, arch: str) -> Fixed:
@@ -95,7 +100,8 @@ def _beyond(data: bytes, start: int) -> list[Found]:
         (word,) = struct.unpack_from("=Q", data, at)
         if word:
             why = f"byte {at} is not zero: this host knows no field there"
-            return [Found(0, at, fixed_finding(at, 0, errno.E2BIG, word, why))]
+            path = f"dummy[{(at - CAPABILITIES) // 8}]"
+            return [Found(0, at, Finding(NO_ATTR, 0, errno.E2BIG, at, word, 0, 0, 0, why, path))]
     return []
 
 

@@ -53,7 +53,9 @@ def _registers() -> Iterator[Meaning]:
 @cache
 def _all() -> tuple[Meaning, ...]:
     found = [*_ioctls(), *_registers()]
-    found += [Meaning("capability", name, number, "") for name, number in caps.CAPABILITIES.items()]
+    found += [
+        Meaning("capability", name, number, caps.MEANINGS.get(number, "")) for name, number in caps.CAPABILITIES.items()
+    ]
     found += [Meaning("exit", row.name, row.number, row.doc) for row in exits.EXITS.values()]
     found += [Meaning("attribute", row.constant, row.type, row.doc) for row in vm2.ATTRIBUTES.values()]
     return tuple(found)

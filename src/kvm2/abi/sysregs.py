@@ -390,7 +390,7 @@ def by_name(name: str) -> int:
     if name in SYSREGS:
         return SYSREGS[name]
     upper = name.upper()
-    if generic := re.fullmatch(r"S(\d)_(\d)_C(\d+)_C(\d+)_(\d)", upper):
+    if generic := re.fullmatch(r"S([0-3])_([0-7])_C(\d|1[0-5])_C(\d|1[0-5])_([0-7])", upper):
         return enc(*map(int, generic.groups()))
     return next((value for key, value in SYSREGS.items() if key.upper() == upper), None) or _unknown(name)
 

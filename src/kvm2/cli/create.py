@@ -123,7 +123,7 @@ def _format_text(form: dict[str, Any]) -> str:
     tables = form["concatenated"]
     fields = " ".join(f"{name}={value}" for name, value in form["fields"].items())
     return (
-        f"stage 2: {form['ipa_bits']} bits, {granule} granule, {form['levels']} levels from {form['start_level']}, "
+        f"stage 2: {form['ipa_bits']} bits, {granule} pages, {form['levels']} levels from level {form['start_level']}, "
         f"{tables} concatenated table{'s' if tables != 1 else ''} at the start, {form['pgd_pages']} page"
         f"{'s' if form['pgd_pages'] != 1 else ''}\nVTCR_EL2 {form['vtcr_el2']:#x}: {fields}"
     )

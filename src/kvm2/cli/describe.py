@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvm2.cli.options import chosen_host, host_option, json_option
-from kvm2.cli.render import bits_text, emit, table
+from kvm2.cli.render import bits_text, emit, lengths_text, table
 
 if TYPE_CHECKING:
     from kvm2.abi.vm2 import Vm2AttrInfo
@@ -50,6 +50,8 @@ def _row(name: str, info: Vm2AttrInfo) -> tuple[object, ...]:
     if name in _SETS:
         allowed = f"bits {bits_text(info.mask)}" if info.mask else "no bit"
         if name == "ARM64_SVE_VLS":
-            allowed = "lengths " + ", ".join(str(128 * (bit + 1)) for bit in range(64) if info.mask >> bit & 1)
+            allowed = f"lengths {lengths_text(info.mask) or 'none'}"
         return (info.type, name, f"{info.default:#x}", "-", "-", allowed)
-    return (info.type, name, info.default, info.min, info.max, bits_text(info.mask))
+    # The mask has a bit for each value below 64 only.
+    allowed = bits_text(info.mask) if info.max < 64 else f"{info.min}-{info.max}"
+    return (info.type, name, info.default, info.min, info.max, allowed)

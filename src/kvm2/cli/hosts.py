@@ -9,8 +9,6 @@ import click
 if TYPE_CHECKING:
     from kvm2.softkvm.profile import Profile
 
-LIST_SCHEMA = "kvm2.hosts/1"
-HOST_SCHEMA = "kvm2.host/1"
 _PAGES = {12: "4K", 14: "16K", 16: "64K"}
 
 
@@ -28,11 +26,11 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _list(hosts: list[Profile], as_json: bool) -> None:
-    if as_json:
-        _dump({"schema": LIST_SCHEMA, "hosts": [_summary(host) for host in hosts]})
-        return
-    from kvm2.cli.table import show
+    from kvm2.cli.render import emit, table
 
+    if as_json:
+        emit("hosts", {"hosts": [_summary(host) for host in hosts]})
+        return
     rows = [
         (
             host.name,
@@ -48,7 +46,7 @@ def _list(hosts: list[Profile], as_json: bool) -> None:
         )
         for host in hosts
     ]
-    show(("host", "IPA", "page", "SVE bits", "GIC", "kernel", "type", "VM2", "basis", "what it is"), rows)
+    table(("host", "IPA", "page", "SVE bits", "GIC", "kernel", "type", "VM2", "basis", "what it is"), rows)
 
 
 def _lengths(host: Profile) -> str:
@@ -81,7 +79,6 @@ def _details(host: Profile) -> dict[str, Any]:
     from kvm2.abi import caps, sysregs
 
     return {
-        "schema": HOST_SCHEMA,
         **_summary(host),
         "bases": list(host.bases),
         "mode": host.mode,
@@ -112,14 +109,14 @@ _FEATURES = ("POWER_OFF", "EL1_32BIT", "PSCI_0_2", "PMU_V3", "SVE", "PTRAUTH_ADD
 
 
 def _show(host: Profile, as_json: bool) -> None:
-    if as_json:
-        _dump(_details(host))
-        return
-    from kvm2.cli.table import show
+    from kvm2.cli.render import emit, table
 
+    if as_json:
+        emit("host", _details(host))
+        return
     based = f", based on {' <- '.join(host.bases)}" if host.bases else ""
     click.echo(f"{host.name}: {host.title} ({host.arch}, {host.basis}{based})\n")
-    show(
+    table(
         ("figure", "value", "source"), [(what, value, host.sources.get(key, "")) for what, value, key in _figures(host)]
     )
     for title, lines in (
@@ -159,9 +156,3 @@ def _figures(host: Profile) -> list[tuple[str, str, str]]:
         ("ID registers", str(len(host.registers)), "registers"),
         *common,
     ]
-
-
-def _dump(data: dict[str, Any]) -> None:
-    import json
-
-    click.echo(json.dumps(data, indent=2))

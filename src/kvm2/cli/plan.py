@@ -25,8 +25,7 @@ def command(memory: tuple[str, ...], hosts: str | None, granule: str | None, as_
 
     Exit code 1 when a host that --hosts names, or without it every host, cannot.
     """
-    import json
-
+    from kvm2.cli.render import emit
     from kvm2.lab.plan import plan
     from kvm2.memorymap import parse_memory_map
     from kvm2.softkvm import profile
@@ -37,17 +36,17 @@ def command(memory: tuple[str, ...], hosts: str | None, granule: str | None, as_
     else:
         asked = [profile.load(name.strip()) for name in hosts.split(",")]
     made = plan(pieces, asked, _GRANULES[granule] if granule else None)
+    good = made.fits if hosts is not None else any(host.fits for host in made.hosts)
     if as_json:
-        click.echo(json.dumps(made.to_json(), indent=2))
+        emit("plan", made.to_json(), ok=good)
     else:
         _print(made)
-    good = made.fits if hosts is not None else any(host.fits for host in made.hosts)
     if not good:
         raise SystemExit(1)
 
 
 def _print(made: Plan) -> None:
-    from kvm2.cli.table import show
+    from kvm2.cli.render import table
 
     click.echo(
         f"The memory needs an IPA size of {made.ipa_bits} bits: its last byte is at {made.memory[-1].end - 1:#x}."
@@ -60,4 +59,4 @@ def _print(made: Plan) -> None:
             rows.append((host.name, "yes", str(host.limit), f"{host.ipa_bits} bits by {how}{more}"))
         else:
             rows.append((host.name, "no", str(host.limit), "; ".join(host.reasons)))
-    show(("host", "fits", "limit", "how, or why not"), rows)
+    table(("host", "fits", "limit", "how, or why not"), rows)

@@ -98,10 +98,10 @@ def fields_text(values: dict[str, Any]) -> str:
     for name, value in values.items():
         if name in ("type", "name"):
             continue
-        if isinstance(value, tuple):
+        if name == "vls":
+            shown.append(f"vls={value[0]:#x} ({lengths_text(value[0]) or 'no length'})")
+        elif isinstance(value, tuple):
             shown.append(f"{name}=" + ",".join(hex(word) for word in trimmed(value)))
-        elif name in ("capabilities", "mask"):
-            shown.append(f"{name}={value:#x}")
         else:
             shown.append(f"{name}={value}")
     return " ".join(shown)
@@ -111,6 +111,16 @@ def trimmed(words: Sequence[int]) -> Sequence[int]:
     """The words up to the last that is not zero; at least one."""
     count = max((i + 1 for i, word in enumerate(words) if word), default=1)
     return words[:count]
+
+
+def lengths_text(vls: int) -> str:
+    """The vector lengths of a VLS word in bits: "128, 256 bits"; "" for none.
+
+    >>> lengths_text(0b1011)
+    '128, 256, 512 bits'
+    """
+    lengths = ", ".join(str(128 * (bit + 1)) for bit in range(64) if vls >> bit & 1)
+    return f"{lengths} bits" if lengths else ""
 
 
 def bits_text(mask: int) -> str:

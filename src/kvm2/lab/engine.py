@@ -1,10 +1,10 @@
 """Plays scenarios on a backend: one client per scenario, one answer per step.
 
->>> from kvm2.hosts.soft import SoftBackend
+>>> from kvm2.hosts.soft import open_soft
 >>> from kvm2.lab.scenarios import Scenario
->>> played = play(SoftBackend("max-4k-6.12"), Scenario("sys/api", ({"op": "check_ext", "fd": "kvm", "cap": 165},)), {})
->>> played.answers
-((52, 0),)
+>>> scenario = Scenario("sys/api", ({"op": "check_ext", "fd": "kvm", "cap": 165},))
+>>> play(open_soft("max-4k-6.12"), scenario, {}).answers
+([52, 0],)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from kvm2.abi.structs_arm64 import (
     KVM_ARM_VCPU_SVE,
     VcpuInit,
 )
-from kvm2.abi.sysregs import CLIDR_EL1, PMCR_EL0
+from kvm2.abi.sysregs import ID_AA64PFR0_EL1, PMCR_EL0
 from kvm2.errors import KvmError
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ class VmArm:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.features: int | None = None  # VM-wide feature set, once the first vCPU is initialised
+        self.features = 0  # the VM-wide feature set, which the first vCPU that was initialised fixed
+        self.features_fixed = False
         self.width_32bit: bool | None = None  # register width, with per-vCPU features
         self.id_regs: dict[int, int] = {}  # what guests read, from the first vCPU's reset on
         self.psci_version = 0  # 0: the newest
         self.smccc_bmaps = list(SMCCC_SERVICES)
         self.smccc_filter: list[tuple[int, int, int]] = []  # (first, last, action)
+        self.has_pmu = False
         self.pmcr_n = 0  # event counters of the VM's PMU
         self.pmu_filter: dict[int, bool] | None = None  # event -> allowed
         self.pmu_filter_default = True
@@ -64,10 +66,13 @@ class VmArm:
         self.poffset = 0
         self.timer_ppi = list(DEFAULT_PPI)
 
+    def give_pmu(self, features: int) -> None:
+        """kvm_arm_set_default_pmu: the first vCPU with a PMU gives the VM the host's, with all its counters."""
+        if features & PMU and not self.has_pmu:
+            self.has_pmu, self.pmcr_n = True, self.host_counters()
+
     def has_aarch32_el0(self) -> bool:
         """kvm_supports_32bit_el0: ID_AA64PFR0_EL1.EL0 of the host says AArch32 too."""
-        from kvm2.abi.sysregs import ID_AA64PFR0_EL1
-
         return self.profile.registers.get(ID_AA64PFR0_EL1, 0) & 0xF == 2
 
     def host_counters(self) -> int:
@@ -77,10 +82,6 @@ class VmArm:
     def host_register(self, enc: int) -> int:
         """A register's value on the host (CLIDR_EL1 and the like); 0 where the description has none."""
         return self.profile.registers.get(enc, 0)
-
-    def clidr(self) -> int:
-        """CLIDR_EL1 of the host, for kernels that show the hardware's."""
-        return self.host_register(CLIDR_EL1)
 
 
 def supported(vm: Vm) -> int:
@@ -148,17 +149,15 @@ def _set_target_vm_wide(vcpu: Vcpu, init: VcpuInit) -> bool:
     if bits & EL1_32BIT and arm.mte:
         raise KvmError(errno.EINVAL, "EL1_32BIT: a VM with memory tagging (KVM_CAP_ARM_MTE) has no AArch32 vCPUs")
     with vm.lock:
-        if arm.features is not None and bits != arm.features:
+        if arm.features_fixed and bits != arm.features:
             raise KvmError(
                 errno.EINVAL,
                 f"features {_names(bits)}: the vCPUs of this VM were initialised with {_names(arm.features)}",
             )
-        if bits & PMU and not arm.pmcr_n:
-            arm.pmcr_n = arm.host_counters()
-        vcpu.features = bits
-        vcpu.reset()
         arm.features = bits
-        vcpu.initialized = True
+        arm.give_pmu(bits)
+        vcpu.reset()
+        arm.features_fixed = vcpu.initialized = True
     return power_off
 
 
@@ -173,16 +172,15 @@ def _set_target_per_vcpu(vcpu: Vcpu, init: VcpuInit) -> bool:
         if number < KVM_VCPU_MAX_FEATURES:
             if vcpu.initialized and bool(vcpu.features >> number & 1) != wanted:
                 raise KvmError(errno.EINVAL, f"this vCPU was initialised with features {_names(vcpu.features)}")
-            vcpu.features |= int(wanted) << number
+            vcpu.own_features |= int(wanted) << number
     try:
         _check_width(vm, vcpu.features)
         _check_supported(vm, vcpu.features & ~EL1_32BIT)
         _check_pair(vcpu.features)
     except KvmError:
-        vcpu.features, vcpu.initialized = 0, False
+        vcpu.own_features, vcpu.initialized = 0, False
         raise
-    if vcpu.features & PMU and not vm.arm.pmcr_n:
-        vm.arm.pmcr_n = vm.arm.host_counters()
+    vm.arm.give_pmu(vcpu.features)
     vcpu.reset()
     vcpu.initialized = True
     return bool(vcpu.features & POWER_OFF)

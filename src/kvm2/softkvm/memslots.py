@@ -153,6 +153,11 @@ class MemSlots:
         """Every slot, by ascending address."""
         return iter(tuple(self._order))
 
+    @property
+    def end(self) -> int:
+        """The first guest physical address behind every slot."""
+        return self._order[-1].end if self._order else 0
+
     def get(self, slot: int) -> Slot | None:
         """The slot of that id."""
         return self._by_id.get(slot)

@@ -39,7 +39,7 @@ class Facts:
 def unknown_host(name: str) -> HostError:
     """The error for a name that is no described host: with the nearest names."""
     near = difflib.get_close_matches(name, profile.names(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "`kvm2 hosts` lists them"
+    hint = f"did you mean {', '.join(near)}?" if near else "`kvm2 hosts` lists them."
     return HostError(f"no described host {name!r}: {hint} A file of your own is given by its path")
 
 
@@ -96,7 +96,9 @@ def _inherit(facts: Facts, base: str, chain: tuple[Path, ...]) -> None:
         path = profile.HOSTS / f"{base}.toml"
         if not path.is_file():
             raise facts.wrong("base", str(unknown_host(base)))
-    if path.resolve() in (known.resolve() for known in chain) or len(chain) > _MOST_BASES:
+    if len(chain) > _MOST_BASES:
+        raise facts.wrong("base", f"more than {_MOST_BASES} hosts on each other")
+    if path.resolve() in (known.resolve() for known in chain):
         raise facts.wrong("base", "the hosts are based on each other: " + " -> ".join(p.name for p in (*chain, path)))
     below = _facts(path, chain)
     facts.registers |= below.registers

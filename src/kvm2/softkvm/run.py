@@ -49,6 +49,7 @@ class Execution:
         self.wait_for_interrupt = False
         self._running = False
         self._signalled = False
+        self._soft = False
         self._wake = threading.Event()
         self._stage2_seen = self._code_seen = -1
 
@@ -104,8 +105,10 @@ class Execution:
         """A core that holds the vCPU's registers."""
         vcpu = self.vcpu
         vcpu.apply_reset()
-        if self.core is None:
-            self.core = self.vm.make_core(vcpu, self.trap)
+        soft = self.vm.needs_soft_mmu()
+        if self.core is None or self._soft != soft:
+            self.close()
+            self.core, self._soft = self.vm.make_core(vcpu, self.trap), soft
             vcpu.dirty = True
         if vcpu.dirty:
             if vcpu.state.pstate & PSTATE_NRW:

@@ -31,6 +31,18 @@ def fabricated(vcpu: Vcpu) -> bool:
     return "hardware-caches" not in vcpu.vm.profile.quirks
 
 
+def hardware_ctr(vcpu: Vcpu) -> int:
+    """CTR_EL0 as the machine has it, which a guest reads where KVM does not trap it (6.1).
+
+    The kernel's own value has IDC wherever CLIDR_EL1 says that nothing need be cleaned to the point of unification
+    (`read_cpuid_effective_cachetype`); the machine's is taken to have it not, there.
+    """
+    arm = vcpu.vm.arm
+    level, inner, unified = (arm.clidr() >> lsb & 7 for lsb in (LOC, LOUIS, LOUU))
+    made_up = not level or not (inner or unified)
+    return arm.host_register(CTR_EL0) & ~(IDC if made_up else 0)
+
+
 def clidr(ctr: int, mte: bool) -> int:
     """`reset_clidr`: one or two levels that look right for CTR_EL0.
 

@@ -110,6 +110,12 @@ def fields(enc: int) -> tuple[Field, ...] | None:
     return None
 
 
+@cache
+def known_bits(enc: int) -> int:
+    """The bits of all fields that the kernel knows: the others read as zero."""
+    return sum(field.mask for field in fields(enc) or ())
+
+
 def first_unsafe(enc: int, value: int, limit: int, writable: int) -> Field | None:
     """The first field whose `value` promises more than `limit` (`arm64_check_features`); None: the value is safe.
 

@@ -58,7 +58,7 @@ def _id(vcpu: Vcpu, reg: SysReg, write: bool, value: int) -> int | None:
     if write:
         return None
     if reg.enc == sr.CTR_EL0 and sysregs_id.fixed(vcpu.vm):
-        return vcpu.vm.arm.host_register(sr.CTR_EL0)
+        return sysregs_cache.hardware_ctr(vcpu)
     return sysregs_id.read(vcpu, reg)
 
 

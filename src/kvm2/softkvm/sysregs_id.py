@@ -8,12 +8,12 @@ follow from the features and only CSV2 and CSV3 can be lowered.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvm2.abi import sysregs as sr
 from kvm2.errors import KvmError
 from kvm2.softkvm import features as feat
-from kvm2.softkvm.sysregs_fields import first_unsafe
+from kvm2.softkvm.sysregs_fields import first_unsafe, known_bits
 
 if TYPE_CHECKING:
     from kvm2.softkvm.sysregs_table import SysReg
@@ -21,13 +21,26 @@ if TYPE_CHECKING:
     from kvm2.softkvm.vm import Vm
 
 PA_BITS = (32, 36, 40, 42, 44, 48, 52)  # by PARange
-PARANGE, EL0, GIC, AMU_MPAM = 0xF, 0xF, 0xF << 24, 0xFF << 40
+PARANGE, GIC = 0xF, 0xF << 24
 SVE_FIELD, CSV2, CSV3 = 0xF << 32, 56, 60
 MPAM, MPAM_FRAC, MTE_FIELD, SSBS = 0xF << 40, 0xF << 16, 0xF << 8, 4
 PTRAUTH_ISAR1, PTRAUTH_ISAR2 = 0xFF000FF0, 0xFF00
 PMUVER, PERFMON = 8, 24
 AA32_GIC = 0xF << 28
-_PMU_IMPDEF, _DEBUG_V8 = 0xF, 6
+_PMU_IMPDEF, _DEBUG_V8, _DEBUG_V8P8 = 0xF, 6, 0xA
+_PMU_LIMIT, _OLDER_PMU_LIMIT = 6, 5  # PMUv3p5; PMUv3p4 in 6.1
+
+# Fields of features that KVM does not give to guests, whatever the vCPU asked for.
+AMU, SME, PMSVER = 0xF << 44, 0xF << 24, 0xF << 32
+HIDDEN: Final = {
+    sr.ID_AA64PFR0_EL1: AMU | MPAM,
+    # PFAR, DF2, MTEX, THE, GCS, MTE_frac, NMI, SME, RNDR_trap, MPAM_frac
+    sr.ID_AA64PFR1_EL1: 0xFFFFFFFF << 32 | SME | 0xF << 16 | 0xF << 28,
+    sr.ID_AA64MMFR2_EL1: 0xF << 20,  # CCIDX
+    sr.ID_MMFR4_EL1: 0xF << 24,  # CCIDX
+    sr.ID_AA64DFR0_EL1: PMSVER,
+}
+HIDDEN_6_1: Final = {sr.ID_AA64PFR0_EL1: AMU, sr.ID_AA64PFR1_EL1: SME, sr.ID_AA64DFR0_EL1: PMSVER}
 
 
 def fixed(vm: Vm) -> bool:
@@ -50,19 +63,36 @@ def sanitised(vcpu: Vcpu, reg: SysReg) -> int:
     if reads_as_zero(vcpu, reg):
         # KVM puts the PMU's version into this one register even where the host has no AArch32.
         return _perfmon(vm) << PERFMON if enc == sr.ID_DFR0_EL1 and bits & feat.PMU and not fixed(vm) else 0
-    value = vm.arm.host_register(enc)
+    value = vm.arm.host_register(enc) & known_bits(enc) & ~_hidden_bits(vm, enc)
     if enc == sr.ID_AA64PFR0_EL1:
-        value &= ~AMU_MPAM | (MPAM if fixed(vm) else 0)
         return value if bits & feat.SVE else value & ~SVE_FIELD
     if enc == sr.ID_AA64PFR1_EL1:
         return value if vm.arm.mte else value & ~MTE_FIELD
     if enc in (sr.ID_AA64ISAR1_EL1, sr.ID_AA64ISAR2_EL1) and not bits & feat.PTRAUTH:
         return value & ~(PTRAUTH_ISAR1 if enc == sr.ID_AA64ISAR1_EL1 else PTRAUTH_ISAR2)
-    if enc == sr.ID_AA64DFR0_EL1 and not bits & feat.PMU:
-        return value & ~(0xF << PMUVER)
-    if enc == sr.ID_DFR0_EL1 and not bits & feat.PMU:
-        return value & ~(0xF << PERFMON)
+    if enc == sr.ID_AA64DFR0_EL1:
+        return _limit_debug(value, PMUVER, bits, fixed(vm))
+    if enc == sr.ID_DFR0_EL1:
+        return _limit_debug(value, PERFMON, bits, fixed(vm), aarch32=True)
     return value
+
+
+def _hidden_bits(vm: Vm, enc: int) -> int:
+    return HIDDEN_6_1.get(enc, 0) if fixed(vm) else HIDDEN.get(enc, 0)
+
+
+def _limit_debug(value: int, pmu_lsb: int, bits: int, old: bool, aarch32: bool = False) -> int:
+    """Debug and PMU versions are capped at what KVM handles; a PMU that is not Arm's, or not asked for, is hidden."""
+    version = value >> pmu_lsb & 0xF
+    if not bits & feat.PMU or version == _PMU_IMPDEF:
+        version = 0
+    version = min(version, _OLDER_PMU_LIMIT if old else _PMU_LIMIT)
+    debug = value & 0xF
+    if not old:
+        debug = min(debug, _DEBUG_V8P8)
+    elif not aarch32:
+        debug = _DEBUG_V8
+    return value & ~(0xF << pmu_lsb | 0xF) | version << pmu_lsb | debug
 
 
 def _perfmon(vm: Vm) -> int:

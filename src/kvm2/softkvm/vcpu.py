@@ -74,7 +74,7 @@ class Vcpu:
         self.execution: Running | None = None
         self.has_run = False
         self.initialized = False
-        self.features = 0
+        self.own_features = 0  # where each vCPU has its own (6.1)
         self.mp_state = KVM_MP_STATE_RUNNABLE
         self.power_on: PowerOn | None = None
         self.sve_max_vq = 0
@@ -105,6 +105,11 @@ class Vcpu:
             self.execution.pull()
 
     # ---- features
+
+    @property
+    def features(self) -> int:
+        """Bit map of KVM_ARM_VCPU_*: the VM's (vcpu_has_feature), or this vCPU's own in 6.1."""
+        return self.vm.arm.features if features.vm_wide_features(self.vm) else self.own_features
 
     def has_sve_feature(self) -> bool:
         """Whether KVM_ARM_VCPU_INIT asked for SVE."""

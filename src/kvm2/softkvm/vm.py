@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from kvm2.abi import caps
 from kvm2.abi.sysregs import ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
 from kvm2.errors import KvmError
+from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
 from kvm2.softkvm.features import PTRAUTH, VmArm
 from kvm2.softkvm.memslots import MemSlots
 from kvm2.softkvm.runlock import RunLock
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _vmids = itertools.count(1)
 
 VGIC_V2_MAX_CPUS = 8
+TRANSLATION_FAULT_LEVEL_3 = TRANSLATION | 3
 ATOMIC_SHIFT = 20  # ID_AA64ISAR0_EL1.Atomic
 
 
@@ -158,12 +160,21 @@ class Vm:
         """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2."""
         from kvm2.softkvm.cpu.core import Core
 
-        sve, pauth = vcpu.has_sve(), bool(vcpu.features & PTRAUTH)
+        # Protected KVM keeps pointer authentication from every guest, whatever it says of the feature.
+        sve, pauth = vcpu.has_sve(), bool(vcpu.features & PTRAUTH) and self.profile.mode != "protected"
         atomics = self.profile.registers.get(ID_AA64ISAR0_EL1, 0) >> ATOMIC_SHIFT & 0xF
         # The A72 model knows Armv8.0 only, and is faster; whatever the guest is shown beyond needs the other one.
         model = "max" if sve or pauth or atomics else "a72"
-        walk = self.soft_walk if self.config.ipa_bits > CORE_IPA_BITS else None
-        core = Core(model, on_trap, pauth=pauth, soft_mmu=walk)
+        # The core walks tables up to 48 bits. Beyond, Python says what an access is, or does all the walking.
+        walk = self.soft_walk if self.profile.pa_bits > CORE_IPA_BITS else None
+        core = Core(
+            model,
+            on_trap,
+            pauth=pauth,
+            soft_mmu=walk,
+            soft_pa_bits=self.profile.pa_bits,
+            above_48_only=not self.needs_soft_mmu(),
+        )
         core.set_id(vcpu.guest_read(MIDR_EL1) or 0, vcpu.state.sys.get(MPIDR_EL1, 0))
         if model == "max":
             vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
@@ -171,6 +182,17 @@ class Vm:
         core.set_traps(smp=True)
         core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
         return core
+
+    def needs_soft_mmu(self) -> bool:
+        """Whether a slot lies where the core's own walker does not reach."""
+        return self.config.ipa_bits > CORE_IPA_BITS and self.slots.end > 1 << CORE_IPA_BITS
+
+    def soft_walk(self, ipa: int, access: int) -> tuple[int, int] | int:
+        """Stage 2 for the core's translation in Python: (host address, permissions), or the fault's status."""
+        leaf = self.stage2.translate(ipa) if not ipa >> self.config.ipa_bits else None
+        if leaf is None:
+            return TRANSLATION_FAULT_LEVEL_3
+        return leaf.hva, READ | WRITE * leaf.writable | FETCH * leaf.executable
 
     # ---- memory
 

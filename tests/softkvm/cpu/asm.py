@@ -26,7 +26,9 @@ def known() -> dict[str, str]:
 
 
 def normalise(text: str) -> str:
-    return "\n".join(line for line in (raw.split("//")[0].strip() for raw in text.replace(";", "\n").split("\n")) if line)
+    return "\n".join(
+        line for line in (raw.split("//")[0].strip() for raw in text.replace(";", "\n").split("\n")) if line
+    )
 
 
 def assemble(text: str) -> bytes:

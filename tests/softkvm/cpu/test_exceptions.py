@@ -220,7 +220,7 @@ def test_single_step_and_breakpoints_of_the_guest() -> None:
     breakpoint_value, control = (reg.enc(2, 0, 0, 0, kind) for kind in (4, 5))
     machine.state.sys.update({reg.MDSCR_EL1: 1 << 15 | 1 << 13})
     machine.load(
-        f"msr s2_0_c0_c0_4, x1; msr s2_0_c0_c0_5, x2; isb; msr daifclr, #8; nop; nop; hvc #0xbb",
+        "msr s2_0_c0_c0_4, x1; msr s2_0_c0_c0_5, x2; isb; msr daifclr, #8; nop; nop; hvc #0xbb",
         x1=machine.arena.base + 0x14,
         x2=0x1E7,
         pstate=EL1H,

@@ -171,7 +171,9 @@ def test_access_flag_and_address_size() -> None:
 
 def test_a_stage1_walk_that_faults_in_stage2_says_so() -> None:
     machine, _ = stage2_machine()
-    start(machine, "ldr x1, [x9]", x9=MMIO, TCR_EL1=25 | 25 << 16 | 2 << 30 | 2 << 32, TTBR0_EL1=0x6000_0000, SCTLR_EL1=1)
+    start(
+        machine, "ldr x1, [x9]", x9=MMIO, TCR_EL1=25 | 25 << 16 | 2 << 30 | 2 << 32, TTBR0_EL1=0x6000_0000, SCTLR_EL1=1
+    )
     trap = machine.go()
     assert trap.ec == IABT  # the first fetch already
     assert trap.esr & 1 << 7

@@ -16,7 +16,10 @@ TCR = 25 | 25 << 16  # 39-bit addresses: the bits above hold the code
 def test_signing_and_authenticating() -> None:
     machine = Machine("max", pauth=True)
     keys = dict.fromkeys(("APIAKEYLO_EL1",), 0x1111_2222_3333_4444)
-    text = "mov x1, x3; pacia x1, x2; mov x4, x1; autia x4, x2; mov x5, x1; add x6, x2, #1; autia x5, x6; pacga x7, x3, x2; hvc #1"
+    text = (
+        "mov x1, x3; pacia x1, x2; mov x4, x1; autia x4, x2; mov x5, x1; add x6, x2, #1; autia x5, x6;"
+        "pacga x7, x3, x2; hvc #1"
+    )
     trap = machine.run(text, x3=0x12_3456_7890, x2=99, SCTLR_EL1=ENABLE, TCR_EL1=TCR, **keys)
     assert trap.ec == 0x16
     x = machine.core.x

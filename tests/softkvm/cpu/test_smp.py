@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from .machine import Arena, Machine
 
 TURNS = 3000
 LSE = "1: ldadd x3, x5, [x4]; add x1, x1, #1; cmp x1, x9; b.ne 1b; hvc #1"
-EXCLUSIVE = "1: ldaxr x5, [x4]; add x5, x5, #1; stlxr w6, x5, [x4]; cbnz w6, 1b; add x1, x1, #1; cmp x1, x9; b.ne 1b; hvc #1"
+EXCLUSIVE = (
+    "1: ldaxr x5, [x4]; add x5, x5, #1; stlxr w6, x5, [x4]; cbnz w6, 1b; add x1, x1, #1; cmp x1, x9; b.ne 1b; hvc #1"
+)
 
 
 @pytest.mark.parametrize("text", [LSE, EXCLUSIVE])
@@ -35,9 +39,7 @@ def test_two_cores_share_a_counter(text: str) -> None:
         machine.close()
 
 
-def _soon(machine: Machine):
-    import threading
-
+def _soon(machine: Machine) -> threading.Timer:
     thread = threading.Timer(0.0001, machine.core.stop)
     thread.start()
     return thread
@@ -59,7 +61,9 @@ def test_code_changed_by_another_core_needs_a_flush() -> None:
     one, two = Machine("a72", arena), Machine("a72", arena)
     one.run("mov x1, #1; hvc #1", at=0x1000)
     word = arena.read(arena.base + 0x2000, 4)
-    two.load("str w2, [x4]; dc cvau, x4; dsb ish; ic ivau, x4; dsb ish; isb; hvc #2", x2=0xD2800041, x4=arena.base + 0x1000)
+    two.load(
+        "str w2, [x4]; dc cvau, x4; dsb ish; ic ivau, x4; dsb ish; isb; hvc #2", x2=0xD2800041, x4=arena.base + 0x1000
+    )
     assert two.go().esr & 0xFFFF == 2  # mov x1, #2 over mov x1, #1
     assert word == bytes(4)
     one.core.pc = arena.base + 0x1000

@@ -48,7 +48,15 @@ def test_round_trip_of_everything(model: str) -> None:
     for _ in range(20):
         want = random_state(model, rng)
         # Settings that keep their meaning with any bits: addresses and scratch registers.
-        for enc in (reg.TPIDR_EL0, reg.TPIDRRO_EL0, reg.TPIDR_EL1, reg.FAR_EL1, reg.MAIR_EL1, reg.AMAIR_EL1, reg.AFSR1_EL1):
+        for enc in (
+            reg.TPIDR_EL0,
+            reg.TPIDRRO_EL0,
+            reg.TPIDR_EL1,
+            reg.FAR_EL1,
+            reg.MAIR_EL1,
+            reg.AMAIR_EL1,
+            reg.AFSR1_EL1,
+        ):
             want.sys[enc] = rng.getrandbits(64)
         if model == "max":
             want.sys[reg.ZCR_EL1] = 15

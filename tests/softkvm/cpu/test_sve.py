@@ -82,7 +82,10 @@ def test_vectors_and_predicates_are_saved_and_loaded(vq: int) -> None:
     arena, rng = machine.arena, random.Random(vq)
     data = rng.randbytes(16 * vq)
     arena.write(arena.base + 0x20000, data)
-    text = "ptrue p1.b; setffr; ld1b {z31.b}, p1/z, [x4]; index z0.b, #0, #1; pfalse p2.b; hvc #1; st1b {z31.b}, p1, [x5]; hvc #2"
+    text = (
+        "ptrue p1.b; setffr; ld1b {z31.b}, p1/z, [x4]; index z0.b, #0, #1; pfalse p2.b; hvc #1;"
+        "st1b {z31.b}, p1, [x5]; hvc #2"
+    )
     machine.run(text, ZCR_EL1=15, x4=arena.base + 0x20000, x5=arena.base + 0x30000)
     state = CpuState()
     machine.core.save(state)

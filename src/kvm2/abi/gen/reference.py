@@ -139,7 +139,9 @@ def reference() -> str:
     text += "".join(_struct(cls) for cls in vm2.STRUCTURES if cls not in own)
     rest = [row for row in ioctls.ioctls() if row not in new_ioctls()]
     text += "## Mainline's ioctls\n\n" + _ioctl_rows(rest)
-    text += "## Capabilities\n\n" + _table(("number", "name"), [(v, f"`{k}`") for k, v in caps.CAPABILITIES.items()])
+    rows = [(number, f"`{name}`", caps.MEANINGS.get(number, "")) for name, number in caps.CAPABILITIES.items()]
+    text += "## Capabilities\n\nWhat the answer means is said of those that arm64 has.\n\n"
+    text += _table(("number", "name", "answer"), rows)
     text += _exits()
     text += "## Mainline's structures: both architectures\n\n" + "".join(map(_struct, common))
     text += "## Mainline's structures: arm64\n\n" + "".join(_struct(cls) for cls in arm if cls not in common)

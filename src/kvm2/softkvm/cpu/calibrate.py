@@ -181,7 +181,11 @@ def _find_env(probe: _Probe) -> None:
         engine.write_reg(handle, register, mark)
     blob = peek_prefix(probe.cpu, _CPU_BYTES)
     pattern = struct.pack("<4Q", *marks)
-    found = {at - 64 for at in _all(blob, pattern, 8) if blob[at + 248 : at + 264] == struct.pack("<2Q", 0xA5A5_5150, 0xA5A5_5250)}
+    found = {
+        at - 64
+        for at in _all(blob, pattern, 8)
+        if blob[at + 248 : at + 264] == struct.pack("<2Q", 0xA5A5_5150, 0xA5A5_5250)
+    }
     # The CPU object points to it.
     found = {at for at in found if struct.pack("<Q", probe.cpu + at) in blob[:at]}
     probe.env = probe.cpu + _only(found, "the registers in the CPU object")
@@ -305,7 +309,7 @@ def _find_ids(probe: _Probe) -> tuple[int, int]:
 
 @functools.cache
 def layout() -> Layout:
-    """The layout of the loaded library, found at the first call (a few milliseconds); EnvironmentFault if it differs."""
+    """The layout of the loaded library, found at the first call (5 ms); EnvironmentFault if it is another one."""
     probe = _Probe()
     try:
         _find_env(probe)

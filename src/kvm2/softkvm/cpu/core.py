@@ -34,6 +34,8 @@ EC_UNKNOWN, EC_WFX, EC_PAC, EC_SYS64, EC_SVE, EC_DABT_LOW = 0x00, 0x01, 0x09, 0x
 EC_SHIFT: Final = 26
 IL: Final = 1 << 25
 S1PTW: Final = 1 << 7
+FAULT_TYPE: Final = 0x3C  # of the fault status: 0 is an address-size fault
+ABORTS: Final = frozenset({0x20, 0x21, 0x24, 0x25})  # instruction and data aborts from a lower and the current EL
 UNDEFINED: Final = IL  # ESR of an undefined instruction: EC 0, 32-bit instruction
 SERROR_VECTOR: Final = 0x180  # from the synchronous vector of the same group
 _UNTIL: Final = (1 << 64) - 4
@@ -45,7 +47,9 @@ class Core:
     """An emulated core of `model` "a72" (Armv8.0) or "max" (v8.4 with SVE and pointer authentication).
 
     `on_undef(insn)` is asked before an undefined instruction becomes the guest's exception: True means that it was
-    emulated and PC moved on. `soft_mmu` selects the Python translation for guests with addresses above 48 bits.
+    emulated and PC moved on. `pauth` lets the guest use pointer authentication. `soft_mmu` selects translation in
+    Python, for guests with addresses above 48 bits; `soft_pa_bits` is the physical address size that such a guest sees.
+    With `above_48_only` the emulator translates, and Python only says what becomes of an access beyond its 48 bits.
 
     One thread at a time may use a core; `stop` alone may be called from any.
     """
@@ -58,6 +62,8 @@ class Core:
         on_undef: Callable[[int], bool] | None = None,
         pauth: bool = False,
         soft_mmu: Stage2Walk | None = None,
+        above_48_only: bool = False,
+        soft_pa_bits: int = 52,
     ) -> None:
         self.instance = instance = Instance(model)
         self.model = model
@@ -68,8 +74,8 @@ class Core:
         self._cpu = instance.cpu
         self._fast = instance.engine.FAST
         self._transfer = Transfer(instance)
-        self._hpfar = reg.Batch(instance.handle, (), (reg.HPFAR_EL2,))  # type: ignore[arg-type]
-        self._hcr = reg.Batch(instance.handle, (), (reg.HCR_EL2,))  # type: ignore[arg-type]
+        self._hpfar = reg.Batch(instance.handle, (), (reg.HPFAR_EL2,))
+        self._hcr = reg.Batch(instance.handle, (), (reg.HCR_EL2,))
         self._gate = StopGate(instance.request_stop)
         self._left: str | None = None
         self._failure: BaseException | None = None
@@ -82,12 +88,17 @@ class Core:
             instance.write_sys(reg.HCR_EL2, instance.hcr)
         # The library keeps only the address: the callback object must live as long as the core.
         self._callback = uc.INTR_CALLBACK(self._on_exception)
-        instance.engine.hook(instance.handle, uc.HOOK_INTR, self._callback)  # type: ignore[arg-type]
+        instance.engine.hook(instance.handle, uc.HOOK_INTR, self._callback)
         self._soft: Any = None
+        self._high: Any = None
+        self._soft_fault: int | None = None  # the IPA of a stage-2 abort that Python's walk found, not the emulator's
         if soft_mmu is not None:
             from kvm2.softkvm.cpu.softmmu import SoftMmu
 
-            self._soft = SoftMmu(self, soft_mmu)
+            if above_48_only:
+                self._high = SoftMmu(self, soft_mmu, soft_pa_bits, above_48_only=True)
+            else:
+                self._soft = SoftMmu(self, soft_mmu, soft_pa_bits)
 
     def close(self) -> None:
         """Free the core (about 1 ms); it must not be running."""
@@ -160,9 +171,13 @@ class Core:
 
     def hpfar(self) -> int:
         """The IPA of a stage-2 abort, its low 12 bits zero (HPFAR_EL2.FIPA)."""
-        if self._soft is not None:
-            return int(self._soft.fault_ipa)
+        if self._soft_fault is not None:
+            return self._soft_fault
         return (self._hpfar.read()[0] >> 4) << 12
+
+    def soft_fault(self, ipa: int) -> None:
+        """The page of a stage-2 abort that Python's walk found; `hpfar` answers it."""
+        self._soft_fault = ipa
 
     def insn(self) -> int | None:
         """The instruction word at PC, or None where fetching it would fault."""
@@ -242,8 +257,10 @@ class Core:
         try:
             if exception.target_el == 1:
                 ec = esr >> EC_SHIFT
-                if ec == EC_UNKNOWN or ec == EC_SVE:
+                if ec in (EC_UNKNOWN, EC_SVE):
                     self._undefined(esr)
+                elif self._high is not None and ec in ABORTS and not esr & FAULT_TYPE:
+                    self._beyond_48_bits(esr)
                 else:
                     self._fast.arm_cpu_do_interrupt_aarch64(self._cpu)
                 return
@@ -265,6 +282,18 @@ class Core:
             self._leave("trap")
         finally:
             self._gate.in_hook = False
+
+    def _beyond_48_bits(self, esr: int) -> None:
+        """The emulator's address-size fault, which on this host may be a stage-2 fault."""
+        self._gate.in_hook = True
+        try:
+            handled = self._high.beyond(esr, int(self._exception.vaddress))
+        finally:
+            self._soft_fault = None
+        if handled is None:
+            self._fast.arm_cpu_do_interrupt_aarch64(self._cpu)
+        elif not handled:
+            self._leave("trap")
 
     def _undefined(self, esr: int) -> None:
         """EC 0 for the guest: first whoever emulates instructions, then what the emulator's report lacks."""
@@ -324,11 +353,11 @@ class Core:
 
     def flush_tlb(self) -> None:
         """Forget cached translations: after a stage-2 entry was removed or restricted, or another core ran the VM."""
-        self.instance.engine.flush_tlb(self.instance.handle)  # type: ignore[arg-type]
+        self.instance.engine.flush_tlb(self.instance.handle)
 
     def flush_code(self) -> None:
         """Forget translated code: after guest memory that holds instructions was written from outside this core."""
-        self.instance.engine.flush_code(self.instance.handle)  # type: ignore[arg-type]
+        self.instance.engine.flush_code(self.instance.handle)
 
     def set_id(self, midr: int, mpidr: int) -> None:
         """What the guest reads as MIDR_EL1 and MPIDR_EL1."""

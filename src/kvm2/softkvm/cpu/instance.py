@@ -49,10 +49,10 @@ class Instance:
         self.model = model
         self.engine = engine = uc.engine()
         self.layout = layout = calibrate.layout()
-        self.handle: c_void_p | None = None
         self.handle = handle = engine.open(MODELS[model], TCG_BUFFER)
         error = engine.LIB.uc_mem_map_ptr(handle, LOWEST, TOP - LOWEST, uc.PROT_ALL, c_void_p(LOWEST))
         engine.check(error, "mapping the host's address space")
+        self.base = handle.value or 0
         self.cpu = calibrate.cpu_object(engine, handle)
         self.env = self.cpu + layout.env_in_cpu
         self._views()
@@ -67,11 +67,10 @@ class Instance:
         self.exception = calibrate.ExceptionInfo.from_address(env + layout.exception_in_env)
         self.exception_index = c_int32.from_address(self.cpu + layout.exception_index_in_cpu)
         self.exclusive = c_uint64.from_address(env + layout.exclusive_in_env)
-        base = (self.handle.value or 0) if self.handle else 0
-        cells = [(base + at, value) for at, value in layout.stop_in_uc]
+        cells = [(self.base + at, value) for at, value in layout.stop_in_uc]
         cells += [(self.cpu + at, value) for at, value in layout.stop_in_cpu]
         self._stop_cells = [(c_uint8.from_address(address), value) for address, value in cells]
-        self._no_exit_request = c_uint8.from_address(base + layout.no_exit_request_in_uc)
+        self._no_exit_request = c_uint8.from_address(self.base + layout.no_exit_request_in_uc)
 
     def _prepare(self) -> None:
         """The two private settings: stops at block boundaries only, and 48-bit physical addresses."""
@@ -97,9 +96,9 @@ class Instance:
 
     def close(self) -> None:
         """Free the instance; its views must not be used afterwards."""
-        handle, self.handle = self.handle, None
-        if handle is not None:
-            self.engine.LIB.uc_close(handle)
+        if self.base:
+            self.base = 0
+            self.engine.LIB.uc_close(self.handle)
 
     # ---- registers
 
@@ -114,12 +113,10 @@ class Instance:
 
     def read_sys(self, enc: int) -> int:
         """A system register of the core, EL2 and EL3 ones too."""
-        assert self.handle is not None
         return self.engine.read_sys(self.handle, enc)
 
     def write_sys(self, enc: int, value: int) -> None:
         """A system register of the core, EL2 and EL3 ones too."""
-        assert self.handle is not None
         self.engine.write_sys(self.handle, enc, value)
 
     def rebuild_flags(self) -> None:

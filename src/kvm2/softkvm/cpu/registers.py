@@ -127,7 +127,7 @@ class Batch:
     def write(self, values: Sequence[int]) -> None:
         """Every value, in order."""
         plain = len(self._cells)
-        self._cells[:] = values[:plain]  # type: ignore[assignment]
+        self._cells[:] = list(values[:plain])
         for at, value in enumerate(values[plain:]):
             self._words[at * self._step + self._step - 1] = value
         self._lib.uc_reg_write_batch(self._handle, self._numbers, self._pointers, self._count)

@@ -36,7 +36,8 @@ _PAR_RES1, _PAR_F, _PAR_S = 1 << 11, 1, 1 << 9
 _PERMISSION_LEVEL_3 = walk.PERMISSION | 3
 _TRANSLATIONS = 0x3C
 # AT S1E1R, S1E1W, S1E0R, S1E0W, and with PAN S1E1RP, S1E1WP.
-_AT: Final = tuple((reg.enc(1, 0, 7, 8, op2), op2 & 1, op2 >> 1) for op2 in range(4)) + (
+_AT: Final = (
+    *((reg.enc(1, 0, 7, 8, op2), op2 & 1, op2 >> 1) for op2 in range(4)),
     (reg.enc(1, 0, 7, 9, 0), 0, 0),
     (reg.enc(1, 0, 7, 9, 1), 1, 0),
 )
@@ -54,19 +55,20 @@ class _Fault:
 class SoftMmu:
     """The translation of one core."""
 
-    def __init__(self, core: Core, stage2: Stage2Walk, pa_bits: int = 52) -> None:
+    def __init__(self, core: Core, stage2: Stage2Walk, pa_bits: int = 52, *, above_48_only: bool = False) -> None:
         self._core = core
         self._stage2 = stage2
         self._pa_bits = pa_bits
-        self.fault_ipa = 0
         self._fault: _Fault | None = None
+        self._fault_pc = 0
         self._failure: BaseException | None = None
         instance = core.instance
-        assert instance.handle is not None
         self._regime = reg.Batch(
             instance.handle, (uc.REG_PSTATE,), (reg.SCTLR_EL1, reg.TCR_EL1, reg.TTBR0_EL1, reg.TTBR1_EL1)
         )
-        self._address = c_uint64.from_address(instance.handle.value + fault_address_offset())  # type: ignore[operator]
+        if above_48_only:
+            return
+        self._address = c_uint64.from_address(instance.base + fault_address_offset())
         instance.engine.virtual_tlb(instance.handle)
         self._callback = uc.FILL_CALLBACK(self._fill)
         instance.engine.hook(instance.handle, uc.HOOK_TLB_FILL, self._callback)
@@ -84,11 +86,13 @@ class SoftMmu:
             result.paddr, result.perms = hva, permissions
             return 1
         except walk.WalkFault as fault:
-            self._fault = _Fault(fault.status, _KINDS[kind], fault.ipa, fault.ipa is not None, fault.write)
+            stage2 = fault.ipa is not None
+            self._fault = _Fault(fault.status, _KINDS[kind], fault.ipa, stage2, fault.write)
         except _Stage2Fault as fault:
             self._fault = _Fault(fault.status, _KINDS[kind], fault.ipa)
         except BaseException as failure:
             self._failure = failure
+        self._fault_pc = self._core.pc
         return 0
 
     def _translate(self, address: int, kind: int) -> tuple[int, int]:
@@ -109,8 +113,8 @@ class SoftMmu:
         return hva, permissions & ~walk.WRITE  # the first write must come here
 
     def _state(self) -> tuple[int, walk.Regime]:
-        pstate, *registers = self._regime.read()
-        return pstate, walk.Regime(*registers, self._pa_bits)
+        pstate, sctlr, tcr, ttbr0, ttbr1 = self._regime.read()
+        return pstate, walk.Regime(sctlr, tcr, ttbr0, ttbr1, self._pa_bits)
 
     @staticmethod
     def _tracks_dirty(regime: walk.Regime) -> bool:
@@ -145,9 +149,30 @@ class SoftMmu:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        fault, core = self._fault, self._core
-        assert fault is not None
-        address = self._address.value
+        assert self._fault is not None
+        if self._core.pc != self._fault_pc:
+            return True  # on its way out the core took an interrupt instead: the access comes again after it
+        return self._raise(self._fault, self._address.value)
+
+    def beyond(self, esr: int, address: int) -> bool | None:
+        """An address-size fault of the emulator's own walker, which ends at 48 bits: what the host makes of the access.
+
+        None: the same; else it was a stage-2 fault, and the answer is that of `on_trap`.
+        """
+        fetch = esr >> _EC_SHIFT & ~1 == _IABT_LOW
+        kind = walk.FETCH if fetch else walk.WRITE if esr & _WNR else walk.READ
+        try:
+            self._translate(address, kind)
+        except walk.WalkFault as fault:
+            if fault.ipa is None:
+                return None
+            return self._raise(_Fault(fault.status, kind, fault.ipa, True, fault.write), address)
+        except _Stage2Fault as fault:
+            return self._raise(_Fault(fault.status, kind, fault.ipa), address)
+        return None
+
+    def _raise(self, fault: _Fault, address: int) -> bool:
+        core = self._core
         fetch = fault.kind == walk.FETCH
         esr = (_IABT_LOW if fetch else _DABT_LOW) << _EC_SHIFT | _IL | fault.status
         if not fetch and fault.kind == walk.WRITE:
@@ -161,7 +186,7 @@ class SoftMmu:
         elif not fetch and (word := core.insn()) is not None:
             esr |= decode.access_iss(word)
         # The page of the hook's address, with the offset of the access in it.
-        self.fault_ipa = fault.ipa & ~0xFFF
+        core.soft_fault(fault.ipa & ~0xFFF)
         exception = core.instance.exception
         exception.syndrome, exception.vaddress, exception.target_el = esr, address, 2
         return core.on_trap()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,11 +65,11 @@ class Overrides:
         if read is not None:
             reader = inst.READ_CALLBACK(on_read)
             self._kept.append(reader)
-            info.readfn = info.raw_readfn = inst.ctypes.cast(reader, inst.c_void_p).value
+            info.readfn = info.raw_readfn = ctypes.cast(reader, ctypes.c_void_p).value
         if write is not None:
             writer = inst.WRITE_CALLBACK(on_write)
             self._kept.append(writer)
-            info.writefn = info.raw_writefn = inst.ctypes.cast(writer, inst.c_void_p).value
+            info.writefn = info.raw_writefn = ctypes.cast(writer, ctypes.c_void_p).value
 
     def set_sve(self, vqs: tuple[int, ...] | None) -> None:
         """ZCR_EL2 limits the length; a set with gaps also needs each of the guest's ZCR_EL1 writes."""
@@ -89,7 +90,7 @@ class Overrides:
     def _gaps(self, vqs: tuple[int, ...]) -> None:
         info = inst.register_info(self.instance, reg.ZCR_EL1)
         native = inst.WRITE_CALLBACK(info.writefn)
-        env, description = self.instance.env, inst.ctypes.addressof(info)
+        env, description = self.instance.env, ctypes.addressof(info)
 
         def write(value: int) -> None:
             self._zcr = value & ZCR_LEN

@@ -36,7 +36,6 @@ class Transfer:
 
     def __init__(self, instance: Instance) -> None:
         handle = instance.handle
-        assert handle is not None
         self.instance = instance
         self._core = reg.Batch(handle, _PLAIN, _SPSRS)
         self._fp_control = reg.Batch(handle, (uc.REG_FPSR, uc.REG_FPCR), ())
