@@ -88,6 +88,30 @@ def test_the_schema_is_whole() -> None:
     assert (sizes["kvm_create_vm2"], sizes["kvm_vm2_finding"]) == (16, 192)
 
 
+def accepts(schema: dict[str, Any], value: int) -> bool:
+    """What JSON Schema says about an integer, of the keywords that the generator uses."""
+    if "anyOf" in schema and not any(accepts(one, value) for one in schema["anyOf"]):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    return schema.get("const", value) == value and schema.get("minimum", 0) <= value <= schema.get("maximum", value)
+
+
+def test_the_schema_has_the_rules_of_the_fields() -> None:
+    checked = 0
+    for row in vm2.ATTRIBUTES.values():
+        properties = document()["$defs"][row.c_name]["properties"]
+        assert accepts(properties["type"], row.type)
+        assert not accepts(properties["type"], row.type + 1)
+        for name, rule in row.rules.items():
+            if properties[name].get("type") == "integer":
+                checked += 1
+                assert [n for n in range(100) if accepts(properties[name], n)] == [
+                    n for n in range(100) if rule.allows(n)
+                ]
+    assert checked >= 4
+
+
 def test_the_schema_knows_findings_as_they_are_printed() -> None:
     from kvm2.abi.findings import Finding
 

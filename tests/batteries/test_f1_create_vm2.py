@@ -282,9 +282,7 @@ def main(words):
     with multiprocessing.Pool(jobs) as pool:
         shares = [(count // jobs, seed * 1000 + job, SHAPES if job == 0 else ()) for job in range(jobs)]
         done = sum(pool.starmap(battery, shares))
-    print(
-        f"F1: {done} cases, seed {seed}, {jobs} processes: all refused by name or made, {time.monotonic() - start:.1f} s"
-    )
+    print(f"F1: {done} cases (seed {seed}, {jobs} processes), all made or refused: {time.monotonic() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ def read_records(data: bytes | bytearray | memoryview, count: int, capacity: int
 
 def path_of(attr_index: int, attr_type: int, offset: int) -> str:
     """The field that a finding is about: `attrs[0].physaddr_bits`; without a position `physaddr_bits`, `nr_attrs`."""
+    if attr_type == 0 and attr_index != NO_ATTR and offset == 0:
+        return f"attrs[{attr_index}]"  # it could not be read
     if attr_index == NO_ATTR and attr_type == 0:
         return _field_at(vm2.CreateVm2.LAYOUT, offset) or f"byte {offset}"
     row = vm2.ATTRIBUTES.get(attr_type)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from kvm2.abi.sysregs import CTR_EL0
+from kvm2.abi.sysregs import CLIDR_EL1, CTR_EL0
 from kvm2.errors import KvmError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def hardware_ctr(vcpu: Vcpu) -> int:
     (`read_cpuid_effective_cachetype`); the machine's is taken to have it not, there.
     """
     arm = vcpu.vm.arm
-    level, inner, unified = (arm.clidr() >> lsb & 7 for lsb in (LOC, LOUIS, LOUU))
+    level, inner, unified = (arm.host_register(CLIDR_EL1) >> lsb & 7 for lsb in (LOC, LOUIS, LOUU))
     made_up = not level or not (inner or unified)
     return arm.host_register(CTR_EL0) & ~(IDC if made_up else 0)
 

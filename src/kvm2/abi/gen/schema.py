@@ -32,11 +32,25 @@ def field_schema(field: Field, cls: type[Structure] | None = None) -> dict[str, 
     if field.doc:
         schema["description"] = field.doc
     for row in vm2.ATTRIBUTES.values():
-        if row.cls is cls and field.name == "type":
-            schema = {"const": row.type, "description": row.constant}
-        elif row.cls is cls and field.name in row.rules:
-            schema["$comment"] = row.rules[field.name].text
+        if row.cls is not cls:
+            continue
+        if field.name == "type":
+            return {"const": row.type, "description": row.constant}
+        if field.name == "capabilities":
+            schema["maxItems"] = vm2.KVM_CREATE_VM2_MAX_CAPABILITIES // 64
+        if rule := row.rules.get(field.name):
+            schema |= _rule_schema(rule) if isinstance(field.type, Scalar) else {"$comment": rule.text}
     return schema
+
+
+def _rule_schema(rule: vm2.Rule) -> dict[str, Any]:
+    """The values that every host takes for well-formed."""
+    if rule.mask:
+        return {"enum": [n for n in range(rule.mask.bit_length()) if (n == 0 or rule.mask >> n & 1) and rule.allows(n)]}
+    if rule.min == rule.max:
+        return {"const": rule.min}
+    allowed = {"minimum": rule.min, "maximum": rule.max}
+    return {"anyOf": [{"const": 0}, allowed]} if rule.min > 0 and rule.allows(0) else allowed
 
 
 def _type_schema(kind: Any) -> dict[str, Any]:
@@ -61,12 +75,13 @@ def _hex(size: int) -> dict[str, Any]:
 
 def struct_schema(cls: type[Structure]) -> dict[str, Any]:
     """The JSON Schema of a structure: an object that may leave out what is zero or has a default."""
-    return {
+    schema = {
         "type": "object",
         "description": docstring(cls),
         "properties": {f.name: field_schema(f, cls) for f in cls.LAYOUT.fields},
         "additionalProperties": False,
     }
+    return schema | ({"required": ["type"]} if any(row.cls is cls for row in vm2.ATTRIBUTES.values()) else {})
 
 
 def _finding() -> dict[str, Any]:

@@ -21,7 +21,7 @@ MODELS: Final = {"a72": uc.MODEL_A72, "max": uc.MODEL_MAX}
 COUNTER_HZ: Final = 62_500_000  # CNTFRQ_EL0 of the core: its counter is the host's monotonic clock in 16 ns steps
 
 # Room for translated code. A guest kernel's working set is larger than 8 MiB, and a full buffer is dropped whole.
-TCG_BUFFER: Final = 32 << 20
+TCG_BUFFER: Final = 64 << 20
 LOWEST: Final = 0x10000
 TOP: Final = 1 << 48
 PARANGE_48: Final = 5
