@@ -1,4 +1,4 @@
-"""The documentation's examples run: every ```console block, every ```python block, and every link.
+"""The documentation's examples run: ```console blocks, ```python blocks (a document's are one session), and links.
 
 In a ```console block a line `$ COMMAND` is run (`kvm2`, or another program of the environment) from the project's
 directory, and its output must be what follows: `...` stands for anything on a line, a line that is only `...` for any
@@ -54,7 +54,8 @@ def commands(document: Path, line: int, block: str) -> Iterator[Example]:
     line += parts[0].count("\n")
     for part in parts[1:]:
         command, _, output = part.replace("\\\n", " ").partition("\n")
-        yield Example(document, line, "console", command, output)
+        if not command.startswith("make "):  # that makes the environment that this test runs in
+            yield Example(document, line, "console", command, output)
         line += part.count("\n")
 
 
@@ -88,8 +89,6 @@ def test_console(example: Example, tmp_path: Path) -> None:
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OUT": str(tmp_path)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     words = [word.replace("/tmp/", f"{tmp_path}/") for word in words]
-    if words[0] == "make":
-        pytest.skip("`make` makes the environment that this test runs in")
     done = subprocess.run(
         words,
         stdout=subprocess.PIPE,
@@ -112,17 +111,26 @@ def test_console(example: Example, tmp_path: Path) -> None:
         assert done.returncode == 0, got
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.language == "python"], ids=name)
-def test_python(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WITH_PYTHON = sorted({example.document for example in EXAMPLES if example.language == "python"})
+
+
+@pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: path.name)
+def test_python(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document's python blocks, in order and in one session: names of earlier blocks are there in later ones."""
     monkeypatch.chdir(tmp_path)
-    if ">>>" not in example.text:
-        exec(compile(example.text, f"{example.document.name}:{example.line}", "exec"), {"__name__": "example"})
-        return
-    test = doctest.DocTestParser().get_doctest(example.text, {}, name(example), str(example.document), example.line)
-    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    output: list[str] = []
-    failed, _ = doctest.DocTestRunner(optionflags=options, verbose=False).run(test, out=output.append)
-    assert not failed, "".join(output)
+    session: dict[str, object] = {"__name__": "example"}
+    for example in EXAMPLES:
+        if example.document != document or example.language != "python":
+            continue
+        if ">>>" not in example.text:
+            exec(compile(example.text, name(example), "exec"), session)
+            continue
+        test = doctest.DocTestParser().get_doctest(example.text, session, name(example), name(example), example.line)
+        output: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)
+        failed, _ = runner.run(test, out=output.append, clear_globs=False)
+        session.update(test.globs)
+        assert not failed, "".join(output)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

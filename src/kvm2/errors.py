@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 
 def errno_name(number: int) -> str:
-    """An errno's name as the kernel has it.
-
-    >>> errno_name(95), errno_name(22), errno_name(4096)
-    ('EOPNOTSUPP', 'EINVAL', '4096')
-    """
-    # Python calls Linux's 95 ENOTSUP.
-    if number == _errno.EOPNOTSUPP:
-        return "EOPNOTSUPP"
-    return _errno.errorcode.get(number, str(number))
-
-
-def errno_name(number: int) -> str:
     """An errno's name as KVM's documentation has it.
 
     >>> errno_name(22), errno_name(_errno.EOPNOTSUPP), errno_name(9999)

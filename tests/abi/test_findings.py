@@ -51,6 +51,7 @@ def test_numbers_of_64_bits_survive():
         ((5, 7, 16), "attrs[5].vls[1]"),
         ((2, 8, 12), "attrs[2].pad"),
         ((2, 99, 6), "attrs[2].flags"),
+        ((4, 0, 0), "attrs[4]"),
         ((2, 9, 24), "attrs[2].byte 24"),
         ((NO_ATTR, 2, 4), "physaddr_bits"),
         ((NO_ATTR, 0, 4), "nr_attrs"),

@@ -133,7 +133,9 @@ def play(host: str, mode: str, sequence: tuple[str, ...]) -> None:
     client, model = make(host, mode)
     for position, operation in enumerate(sequence):
         expected, got = model.expect(operation), perform(client, operation)
-        assert got == expected, f"{host}, {mode}: {sequence[: position + 1]}: {got or 'works'}, not {expected or 'works'}"
+        assert got == expected, (
+            f"{host}, {mode}: {sequence[: position + 1]}: {got or 'works'}, not {expected or 'works'}"
+        )
     if model.kind == "sve":
         assert client.get(VLS) == model.host(model.top), sequence
 
@@ -161,8 +163,8 @@ def test_the_sve_calls_in_every_order_of_five(mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("host", HOSTS)
-def test_every_order_of_four_calls(host, mode):
-    for sequence in itertools.product(OPERATIONS, repeat=4):
+def test_every_order_of_three_calls(host, mode):
+    for sequence in itertools.product(OPERATIONS, repeat=3):
         play(host, mode, sequence)
 
 

@@ -26,3 +26,12 @@ def test_json():
 
 def test_not_a_number():
     assert run("forty").exit_code == 2
+
+
+def test_every_kind_of_answer_has_words():
+    assert "EINVAL (type 0x28 (log2): 40 bits: this host allows 32..36)" in run("40", "--host", "apple-m1").output
+    assert "this host gives 52 bits" in run("40", "--host", "max-4k-protected").output
+    pointed = run("0x10000", "--host", "type-pointer").output
+    assert "the list that it points to decides" in pointed
+    assert "the address of a struct kvm_create_vm2" in pointed
+    assert "machine type 0x1" in run("1", "--host", "s390x").output.splitlines()[0]

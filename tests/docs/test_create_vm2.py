@@ -10,6 +10,6 @@ def test_examples():
     # A fence ends an example's output.
     text = "\n".join("" if line.startswith("```") else line for line in PAGE.read_text().splitlines())
     examples = doctest.DocTestParser().get_doctest(text, {}, PAGE.name, str(PAGE), 0)
-    assert len(examples.examples) > 20
+    assert len(examples.examples) > 15
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     assert runner.run(examples).failed == 0

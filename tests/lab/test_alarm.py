@@ -31,6 +31,9 @@ class Vcpu:
         if self.kicks > self.deaf:
             self.kicked.set()
 
+    def memory_gone(self, address: int, size: int) -> None:
+        return
+
     def close(self, fd: int) -> None:
         return
 

@@ -46,6 +46,9 @@ class Recorder:
     def kick(self, fd: int) -> None:
         self.kicks += 1
 
+    def memory_gone(self, address: int, size: int) -> None:
+        return
+
     def close(self, fd: int) -> None:
         self.closed.append(fd)
 

@@ -10,11 +10,12 @@ from click.testing import CliRunner
 
 from kvm2.cli.replay import command
 from kvm2.errors import UsageError
+from kvm2.hosts.soft import open_soft
 from kvm2.lab.compare import Rule
-from kvm2.lab.engine import Played
+from kvm2.lab.engine import Played, load_guests, play
 from kvm2.lab.pool import Pool
 from kvm2.lab.replay import Plan, replay
-from kvm2.lab.scenarios import Record, Scenario, Step
+from kvm2.lab.scenarios import Record, Scenario, Step, load_scenarios
 
 HOST = "max-4k-6.12"
 API: Step = {"op": "raw", "fd": "kvm", "nr": 0xAE00, "arg": 0}
@@ -69,6 +70,21 @@ def test_a_difference_after_a_short_cut_is_played_with_the_whole_time(monkeypatc
     monkeypatch.setattr(Pool, "play_one", play_one)
     assert replay(Plan(HOST, [SYSTEM], {}, GOOD)).ok
     assert patience == [150, 1500]
+
+
+@pytest.mark.parametrize("closed", [(), ("vm",)])
+def test_client_memory_that_goes_away_is_a_fault_and_no_crash(closed: tuple[str, ...]) -> None:
+    """A guest that ran from memory which is then unmapped: EFAULT, as a kernel hears of it through its MMU notifier."""
+    oracle = Path(__file__).parents[1] / "data" / "oracle"
+    recorded = next(s for s in load_scenarios(oracle / "scenarios-4096.json.xz") if s.name == "ipa/36/access")
+    until_it_ran = recorded.steps[:12]
+    assert until_it_ran[-1]["op"] == "run"
+    closing: list[Step] = [{"op": "close", "id": name} for name in closed]
+    again: Step = {"op": "mp_state", "vcpu": "v0", "verb": "set", "value": 0}
+    rest: list[Step] = [*closing, {"op": "close_mem", "id": "m"}, again, {"op": "run", "vcpu": "v0"}]
+    played = play(open_soft(HOST), Scenario("gone", (*until_it_ran, *rest)), load_guests(oracle / "guests.json.xz"))
+    assert played.answers[11] == [0, 0, {"exit": "SYSTEM_EVENT", "type": 1, "ndata": 1, "data0": 0}]
+    assert played.answers[-1] == [-1, "EFAULT", {"exit": "UNKNOWN"}]
 
 
 @pytest.fixture

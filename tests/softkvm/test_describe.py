@@ -54,6 +54,18 @@ def test_other_version():
     assert call("apple-m1", 9, version=1)[0] == errno.EOPNOTSUPP
 
 
+def test_other_version_of_a_structure_that_is_shorter():
+    with pytest.raises(KvmError) as caught:
+        describe_vm2(profile.load("apple-m1"), MemoryImage({ARG: bytes([1, 0, 0, 0])}), ARG)
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_argument_cut_short():
+    with pytest.raises(KvmError) as caught:
+        describe_vm2(profile.load("apple-m1"), MemoryImage({ARG: bytes(15)}), ARG)
+    assert caught.value.errno == errno.EFAULT
+
+
 def test_entries_that_cannot_be_written():
     assert call("apple-m1", 9, space=8)[0] == errno.EFAULT
 

@@ -2,11 +2,14 @@
 
 import errno
 import struct
+from types import SimpleNamespace
 
 import pytest
 
 from kvm2.abi import vm2
+from kvm2.abi.attrs import make_plans
 from kvm2.abi.findings import NO_ATTR
+from kvm2.abi.layout import Structure, field, u16, u32, u64
 from kvm2.errors import KvmError
 from kvm2.softkvm import creation, negotiation, profile
 from kvm2.softkvm.memory_image import LIST, MemoryImage, list_image
@@ -240,6 +243,42 @@ def test_a_configuring_vm_reads_as_configured():
     assert get(M1, state.config, 2, 8)[2][:8] == bits(40).pack()
     set_attrs(state, bits(33))
     assert get(M1, state.config, 2, 8)[2][:8] == bits(33).pack()
+
+
+class GrownMaxVcpus(Structure, c_name="kvm_create_vm_attr_max_vcpus"):
+    """What attribute 9 may become: two more words."""
+
+    type: u32 = field(default=9)
+    size: u16 = field(default=32)
+    flags: u16 = 0
+    max_vcpus: u32 = 0
+    pad: u32 = 0
+    max_vcpu_id: u64 = 0
+    hotplug: u64 = 0
+
+
+@pytest.mark.parametrize(
+    ("values", "room", "size"),
+    [
+        ((7, 0, 0, 0), 15, None),
+        ((7, 0, 0, 0), 16, 16),
+        ((7, 0, 0, 0), 23, 16),
+        ((7, 0, 0, 0), 31, 24),
+        ((7, 0, 0, 0), 99, 32),
+        ((7, 0, 0, 9), 24, None),
+        ((7, 0, 0, 9), 31, None),
+        ((7, 0, 9, 0), 24, 24),
+        ((7, 0, 9, 0), 16, None),
+        ((7, 0, 9, 9), 32, 32),
+    ],
+)
+def test_an_attribute_that_grew_since_the_caller_was_built(values, room, size):
+    (plan,) = make_plans([vm2.ATTRIBUTES[9]._replace(cls=GrownMaxVcpus, known=32, published=16)]).values()
+    data = negotiation.attribute_bytes(plan, SimpleNamespace(values=lambda kind: values), room)
+    if size is None:
+        assert data is None
+    else:
+        assert data == (struct.pack("=IHH", 9, size, 0) + struct.pack("=IIQQ", *values))[:size]
 
 
 def test_unreadable_argument_and_unwritable_buffer():

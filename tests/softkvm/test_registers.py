@@ -14,7 +14,13 @@ from kvm2.softkvm import registers
 from .vcpus import AARCH32, PMU, PSCI, PTRAUTH, SVE, Client, make_vm, name_of
 
 NEW, OLD, A57 = "max-4k-6.12", "max-4k-6.1", "cortex-a57-4k"
-X0, PC, PSTATE, V0, FPCR = 0x6030000000100000, 0x6030000000100040, 0x6030000000100042, 0x6040000000100054, 0x60200000001000D5
+X0, PC, PSTATE, V0, FPCR = (
+    0x6030000000100000,
+    0x6030000000100040,
+    0x6030000000100042,
+    0x6040000000100054,
+    0x60200000001000D5,
+)
 DUMPS = json.loads((Path(__file__).parents[1] / "data" / "registers" / "dumps.json").read_text())
 FEATURES = {"none": 0, "PSCI_0_2+PMU_V3": PSCI | PMU, "PSCI_0_2+SVE+PTRAUTH_ADDRESS+PTRAUTH_GENERIC+PMU_V3": 0x7C}
 COUNTERS = {"603000000013df1a", "603000000013df01"}
@@ -42,8 +48,10 @@ def test_ids_order_and_reset_values_are_those_of_real_kernels(key):
 
 @pytest.mark.parametrize(
     ("host", "features", "count"),
-    [(NEW, 0, 259), (NEW, PMU, 333), (NEW, SVE, 278), (NEW, PTRAUTH, 269)]
-    + [(OLD, 0, 242), (OLD, PMU, 316), (OLD, SVE, 261), ("a57-4k-6.1", 0, 242), ("max-4k-gicv2", 0, 259)],
+    [
+        *((NEW, 0, 259), (NEW, PMU, 333), (NEW, SVE, 278), (NEW, PTRAUTH, 269), ("max-4k-gicv2", 0, 259)),
+        *((OLD, 0, 242), (OLD, PMU, 316), (OLD, SVE, 261), ("a57-4k-6.1", 0, 242)),
+    ],
 )
 def test_lengths_of_the_list(host, features, count):
     vcpu = client(host, features)
@@ -208,7 +216,7 @@ def test_counts_move_the_offset_of_the_vm():
 
 
 def test_the_ids_of_two_timer_registers_are_swapped():
-    assert onereg.KVM_REG_ARM_TIMER_CVAL == onereg.sysreg(sr.CNTVCT_EL0)
+    assert onereg.sysreg(sr.CNTVCT_EL0) == onereg.KVM_REG_ARM_TIMER_CVAL
     vcpu = client()
     vcpu.set(onereg.sysreg(sr.CNTVCT_EL0), 77)
     assert vcpu.vcpu.state.sys[sr.CNTV_CVAL_EL0] == 77
@@ -243,7 +251,12 @@ FW = (onereg.KVM_REG_ARM_PSCI_VERSION, onereg.KVM_REG_ARM_STD_BMAP, onereg.KVM_R
 def test_psci_versions():
     modern, ancient = client(), client(features=0)
     assert (modern.get(FW[0]), ancient.get(FW[0])) == (0x10001, 1)
-    for value, new, old in ((1, "EINVAL", ""), (2, "", "EINVAL"), (0x10000, "", "EINVAL"), (0x10003, "EINVAL", "EINVAL")):
+    for value, new, old in (
+        (1, "EINVAL", ""),
+        (2, "", "EINVAL"),
+        (0x10000, "", "EINVAL"),
+        (0x10003, "EINVAL", "EINVAL"),
+    ):
         assert (name_of(modern.set, FW[0], value), name_of(ancient.set, FW[0], value)) == (new, old)
     assert modern.get(FW[0]) == 0x10000
 
@@ -264,7 +277,10 @@ def test_services_can_be_taken_away_until_the_first_run():
 @pytest.mark.parametrize("host", [NEW, A57, "neoverse-n1-4k", OLD])
 def test_workaround_levels_can_be_lowered_only(host):
     vcpu = client(host)
-    for id_, levels in ((onereg.KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1, 3), (onereg.KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_3, 3)):
+    for id_, levels in (
+        (onereg.KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1, 3),
+        (onereg.KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_3, 3),
+    ):
         have = vcpu.get(id_)
         for level in range(levels):
             assert name_of(vcpu.set, id_, level) == ("" if level <= have else "EINVAL")

@@ -1,6 +1,7 @@
 """The type word: every encoding over its whole range, against formulas written down here."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,18 @@ def test_a_protected_host_gives_its_limit_whatever_the_size():
         assert create(described, word).ipa_bits == 52
     for word in HIGH:
         assert refusal(described, word).errno == errno.EINVAL
+
+
+def test_bit_31_on_a_host_that_makes_protected_vms():
+    described = replace(profile.load("max-4k-6.12"), vm_types=0b11)
+    config = create(described, 1 << 31 | 48)
+    assert (config.ipa_bits, config.machine_type) == (48, 1)
+    assert create(described, 48).machine_type == 0
+    for word in (1 << 31 | 53, 1 << 31 | 0x100, 1 << 30):
+        assert refusal(described, word).errno == errno.EINVAL
+    protected = replace(profile.load("max-4k-protected"), vm_types=0b11)
+    config = create(protected, 1 << 31 | 7)
+    assert (config.ipa_bits, config.machine_type) == (52, 1)
 
 
 # ---- the pointer

@@ -47,14 +47,18 @@ class Finding:
     max: int = 0
     mask: int = 0
     message: str = ""
-    path: str = ""
-    hint: str = ""
+    known_path: str = ""
+    known_hint: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.path:
-            object.__setattr__(self, "path", path_of(self.attr_index, self.attr_type, self.offset))
-        if not self.hint:
-            object.__setattr__(self, "hint", hint_of(self))
+    @property
+    def path(self) -> str:
+        """The field, `attrs[0].physaddr_bits`: from the numbers, unless the host knew it better (`known_path`)."""
+        return self.known_path or path_of(self.attr_index, self.attr_type, self.offset)
+
+    @property
+    def hint(self) -> str:
+        """What to do: from the numbers, unless `known_hint` says it."""
+        return self.known_hint or hint_of(self)
 
     @property
     def is_error(self) -> bool:

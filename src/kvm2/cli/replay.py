@@ -179,7 +179,7 @@ def _print(report: Report, compared: bool, recorded: bool, as_json: bool) -> Non
             for difference in verdict.differences:
                 click.echo(_difference(difference))
     for name, lines in report.faults.items():
-        click.echo(f"{name}: went wrong inside:\n  " + "\n  ".join(lines))
+        click.echo(f"{name}: went wrong inside:\n  " + "\n  ".join(lines), err=True)
     if not compared:
         if not recorded:
             click.echo("\n".join(report.record_lines()))

@@ -28,6 +28,10 @@ class Backend(Protocol):
         """Get a vCPU's KVM_RUN back with EINTR, as a signal to its thread does; it is not lost between two runs."""
         ...
 
+    def memory_gone(self, address: int, size: int) -> None:
+        """Memory of this process is about to be unmapped: no guest may reach it any more."""
+        ...
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         ...

@@ -139,6 +139,7 @@ class Client:
         address = self.number(name)
         size = self._memories.pop(name, 0)
         del self.names[name]
+        self.backend.memory_gone(address, size)
         return unmap_memory(address, size)
 
     def poke(self, address: int, data: bytes) -> None:

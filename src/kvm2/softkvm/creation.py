@@ -105,7 +105,7 @@ def deliver(memory: Memory, report: ReportArea | None, findings: tuple[Finding, 
         _write_report(memory, report, findings)
     for finding in findings:
         if finding.error:
-            raise KvmError(finding.error, str(finding), findings)
+            raise KvmError(finding.error, finding.message, findings)
 
 
 def _write_report(memory: Memory, report: ReportArea, findings: tuple[Finding, ...]) -> None:

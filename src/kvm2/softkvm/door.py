@@ -14,6 +14,7 @@ from kvm2.errors import KvmError
 from kvm2.softkvm.memory import ProcessMemory
 from kvm2.softkvm.system import System
 from kvm2.softkvm.vcpu_fd import VcpuFd
+from kvm2.softkvm.vm import Vm
 
 if TYPE_CHECKING:
     from kvm2.softkvm.memory import Memory
@@ -97,6 +98,14 @@ class SoftKvm:
         file = self._file(fd)
         return getattr(file, "subject", file)
 
+    def memory_gone(self, address: int, size: int) -> None:
+        """The client is about to unmap `size` bytes at `address` (whole pages of the host). A kernel hears of that by
+        itself; here a client that unmaps memory behind a slot without saying so crashes with its guest's next access."""
+        subjects = [getattr(file, "subject", None) for file in list(self._files.values())]
+        for vm in {getattr(subject, "vm", subject) for subject in subjects}:
+            if isinstance(vm, Vm):
+                vm.forget_memory(address, size)
+
     def close(self, fd: int) -> None:
         """Closes a descriptor; EBADF where it is not open."""
         file = self._files.pop(fd, None)
@@ -107,4 +116,3 @@ class SoftKvm:
     def fds(self) -> list[int]:
         """The open descriptors."""
         return list(self._files)
-

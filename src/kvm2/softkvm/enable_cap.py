@@ -27,6 +27,8 @@ def enable(vm: Vm, arg: int) -> int:
     """KVM_ENABLE_CAP: EINVAL for a capability that this host cannot enable, for flags, for arguments not taken."""
     request = EnableCap.unpack(vm.memory.read(arg, EnableCap.SIZE))
     cap, value = request.cap, request.args[0]
+    if cap == caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL and vm.profile.caps.get(cap, 0) > 0:
+        _dirty_ring(vm, value & U32)
     offered = cap in vm.profile.enable_caps or (cap == caps.KVM_CAP_ARM_MTE and vm.profile.caps.get(cap, 0) > 0)
     if not offered:
         raise KvmError(errno.EINVAL, f"capability {cap}: this host enables {sorted(vm.profile.enable_caps)} on a VM")
@@ -50,6 +52,18 @@ def enable(vm: Vm, arg: int) -> int:
     else:
         raise KvmError(errno.EINVAL, f"capability {cap} cannot be enabled on an arm64 VM")
     return 0
+
+
+def _dirty_ring(vm: Vm, size: int) -> None:
+    """kvm_vm_ioctl_enable_dirty_log_ring: EINVAL for a size that is none, E2BIG for one that is too big."""
+    page, largest = 1 << vm.profile.page_shift, vm.profile.caps[caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL]
+    if not size or size & size - 1 or size < page:
+        raise KvmError(errno.EINVAL, f"a dirty ring of {size:#x} bytes: a power of two, at least a page ({page:#x})")
+    if size > largest:
+        raise KvmError(errno.E2BIG, f"a dirty ring of {size:#x} bytes: at most {largest:#x}")
+    if vm.vcpus:
+        raise KvmError(errno.EINVAL, "dirty rings are enabled before the first vCPU is made")
+    raise KvmError(errno.EOPNOTSUPP, "the software KVM executes no dirty rings: use KVM_GET_DIRTY_LOG")
 
 
 def _memory_tagging(vm: Vm) -> None:

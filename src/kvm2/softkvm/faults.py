@@ -50,7 +50,7 @@ def handle(ex: Execution) -> bool:
     page_ipa = core.hpfar()
     ipa = page_ipa | core.far & 0xFFF
     if fault in (FSC_TRANSLATION, FSC_ADDRESS_SIZE):
-        if page_ipa >> vm.profile.ipa_limit:
+        if page_ipa >> vm.ipa_limit:
             inject_abort(ex, iabt, ipa, fsc=0)
             return True
         if page_ipa >> vm.format.ipa_bits:

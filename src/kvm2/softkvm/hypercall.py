@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import exits
 from kvm2.softkvm import psci, smccc
+from kvm2.softkvm.hypercall_result import U32, Hypercall, Result, SystemEvent
 
 if TYPE_CHECKING:
     from kvm2.softkvm.run import Execution
@@ -18,7 +19,7 @@ CPU_ON = frozenset({psci.CPU_ON, psci.CPU_ON | psci.BIT_64, psci.CPU_ON_0_1})
 def hvc(ex: Execution) -> bool:
     """An HVC, with any immediate (`handle_hvc`). PC is behind it already. True: the guest goes on."""
     x = ex.core.x
-    function = x[0] & smccc.U32
+    function = x[0] & U32
     order = function in CPU_ON and ex.core.big_endian()
     return _finish(ex, smccc.call(ex.vcpu, function, (x[1], x[2], x[3]), big_endian=order))
 
@@ -28,17 +29,17 @@ def smc(ex: Execution) -> bool:
     core = ex.core
     x = core.x
     core.pc += 4
-    function = x[0] & smccc.U32
+    function = x[0] & U32
     order = function in CPU_ON and core.big_endian()
     immediate = core.syndrome & IMMEDIATE
     return _finish(ex, smccc.smc(ex.vcpu, immediate, function, (x[1], x[2], x[3]), big_endian=order))
 
 
-def _finish(ex: Execution, result: smccc.Result) -> bool:
+def _finish(ex: Execution, result: Result) -> bool:
     x = ex.core.x
     if result.narrow:
         for number in (1, 2, 3):
-            x[number] &= smccc.U32
+            x[number] &= U32
     for number, value in enumerate(result.values):
         x[number] = value
     if result.exit is not None:
@@ -51,8 +52,8 @@ def _finish(ex: Execution, result: smccc.Result) -> bool:
     return not ex.vcpu.stopped()
 
 
-def _prepare(ex: Execution, leave: smccc.SystemEvent | smccc.Hypercall) -> None:
-    if isinstance(leave, smccc.SystemEvent):
+def _prepare(ex: Execution, leave: SystemEvent | Hypercall) -> None:
+    if isinstance(leave, SystemEvent):
         payload = exits.SystemEvent(leave.type, leave.ndata, (leave.flags,) + (0,) * 15).pack()
         ex.exit_reason = exits.KVM_EXIT_SYSTEM_EVENT
     else:

@@ -23,7 +23,9 @@ MASK64 = (1 << 64) - 1
 
 # Where the fields of the exit lie in `struct kvm_run`.
 DATA = exits.UNION_OFFSET + exits.Mmio.LAYOUT.at("data").offset
+LENGTH = exits.UNION_OFFSET + exits.Mmio.LAYOUT.at("len").offset
 _ADDRESS = struct.Struct("=Q")
+_WRITE = {1: struct.Struct("=QB"), 2: struct.Struct("=QH"), 4: struct.Struct("=QI"), 8: struct.Struct("=QQ")}  # and data
 _LENGTH = struct.Struct("=IB")  # len, is_write
 _NISV = struct.Struct("=QQ")  # esr_iss, fault_ipa
 
@@ -50,13 +52,16 @@ def abort(ex: Execution, esr: int, ipa: int) -> bool:
         ex.exit_reason = exits.KVM_EXIT_ARM_NISV
         return False
     size, write = access_size(esr), bool(esr & WNR)
+    ex.mmio_order = "big" if ex.core.big_endian() else "little"
     if write:
         target = esr >> 16 & 31
-        value = ex.core.x[target] if target != 31 else 0
-        order = ex.byte_order()
-        run[DATA : DATA + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, order)
-    _ADDRESS.pack_into(run, exits.UNION_OFFSET, ipa)
-    _LENGTH.pack_into(run, DATA + 8, size, write)
+        value = ex.core.x[target] & (1 << 8 * size) - 1 if target != 31 else 0
+        if ex.mmio_order == "big":
+            value = int.from_bytes(value.to_bytes(size, "big"), "little")
+        _WRITE[size].pack_into(run, exits.UNION_OFFSET, ipa, value)
+    else:
+        _ADDRESS.pack_into(run, exits.UNION_OFFSET, ipa)
+    _LENGTH.pack_into(run, LENGTH, size, write)
     ex.mmio_esr = esr
     ex.exit_reason = exits.KVM_EXIT_MMIO
     return False
@@ -68,7 +73,7 @@ def complete(ex: Execution) -> None:
     ex.mmio_esr = 0
     if not esr & WNR:
         size = access_size(esr)
-        value = int.from_bytes(ex.run_area[DATA : DATA + size], ex.byte_order())
+        value = int.from_bytes(ex.run_area[DATA : DATA + size], ex.mmio_order)
         if esr & SSE and value >> (8 * size - 1):
             value |= MASK64 << 8 * size & MASK64
         if not esr & SF:

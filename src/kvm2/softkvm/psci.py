@@ -17,8 +17,7 @@ from kvm2.abi.exits import (
 from kvm2.abi.structs import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED
 from kvm2.abi.structs_arm64 import KVM_ARM_VCPU_PSCI_0_2
 from kvm2.abi.sysregs import MPIDR_EL1
-from kvm2.softkvm import smccc
-from kvm2.softkvm.smccc import Result, SystemEvent
+from kvm2.softkvm.hypercall_result import PSCI_0_1_BASE, SMCCC_VERSION, U32, U64, Result, SystemEvent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +31,7 @@ BASE, BIT_64 = 0x84000000, 0x40000000
 MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, FEATURES, SYSTEM_SUSPEND, SYSTEM_RESET2 = (
     BASE + number for number in (6, 8, 9, 10, 14, 18)
 )
-CPU_OFF_0_1, CPU_ON_0_1 = smccc.PSCI_0_1_BASE + 1, smccc.PSCI_0_1_BASE + 2
+CPU_OFF_0_1, CPU_ON_0_1 = PSCI_0_1_BASE + 1, PSCI_0_1_BASE + 2
 
 SUCCESS, UNSUPPORTED, INVALID_PARAMS, ALREADY_ON, INTERNAL_FAILURE = 0, -1, -2, -4, -6
 AFFINITY_ON, AFFINITY_OFF = 0, 1
@@ -54,7 +53,7 @@ KNOWN: Final = frozenset(
         AFFINITY_INFO,
         AFFINITY_INFO | BIT_64,
     }
-    | {MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, FEATURES, smccc.VERSION}
+    | {MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, FEATURES, SMCCC_VERSION}
 )
 
 
@@ -93,7 +92,7 @@ def _call_0_1(vcpu: Vcpu, function_id: int, args: Sequence[int], big_endian: boo
 def _call_0_2(vcpu: Vcpu, function_id: int, args: Sequence[int], big_endian: bool) -> Result:
     function, narrow = function_id & ~BIT_64, not function_id & BIT_64
     if narrow:
-        args = [value & smccc.U32 for value in args]
+        args = [value & U32 for value in args]
     if function_id == VERSION:
         return Result.of(PSCI_0_2)
     if function == CPU_SUSPEND:
@@ -118,19 +117,19 @@ def _call_1_x(vcpu: Vcpu, function_id: int, args: Sequence[int], big_endian: boo
     if function_id == VERSION:
         return Result.of(PSCI_1_0 if minor == 0 else PSCI_1_1)
     if function_id == FEATURES:
-        return Result.of(_feature(vcpu, args[0] & smccc.U32, minor))
+        return Result.of(_feature(vcpu, args[0] & U32, minor))
     if function == SYSTEM_SUSPEND:
         if vcpu.vm.arm.system_suspend:
             return Result(exit=SystemEvent(KVM_SYSTEM_EVENT_SUSPEND), narrow=narrow)
         return Result.of(UNSUPPORTED)
     if function == SYSTEM_RESET2:
-        kind = args[0] & smccc.U32
+        kind = args[0] & U32
         if minor < 1:
             return Result.of(UNSUPPORTED)
         if WARM_RESET < kind < FIRST_VENDOR_RESET:
             return Result.of(INVALID_PARAMS)
         event = _stop_everything(vcpu, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2)
-        return Result((INTERNAL_FAILURE & smccc.U64,), exit=event, narrow=narrow)
+        return Result((INTERNAL_FAILURE & U64,), exit=event, narrow=narrow)
     return _call_0_2(vcpu, function_id, args, big_endian)
 
 

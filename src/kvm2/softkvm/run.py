@@ -40,10 +40,12 @@ class Execution:
     MMIO exit that waits for its completion, a signal that has arrived.
     """
 
-    def __init__(self, vm: Vm, vcpu: Vcpu, run_area: memoryview) -> None:
+    def __init__(self, vm: Vm, vcpu: Vcpu, run_area: memoryview, lock: threading.RLock) -> None:
         self.vm, self.vcpu, self.run_area = vm, vcpu, run_area
+        self._lock = lock  # held by whoever is in an ioctl of this vCPU
         self.core: Core = None  # type: ignore[assignment]  # set at the first run, before anything uses it
         self.mmio_esr = 0
+        self.mmio_order: Literal["little", "big"] = "little"  # of the guest's data, at that access
         self.exit_reason = exits.KVM_EXIT_UNKNOWN
         self.stale = False
         self.wait_for_interrupt = False
@@ -72,22 +74,19 @@ class Execution:
         self.core.x[number] = value
         self.stale = True
 
-    def byte_order(self) -> Literal["little", "big"]:
-        """The guest's data byte order: SCTLR_EL1.EE, or E0E at EL0."""
-        return "big" if self.core.big_endian() else "little"
-
     # ---- KVM_RUN
 
     def run(self) -> int:
         """0 with an exit in the run area; KvmError(EINTR) after a signal, or what the kernel answers a wrong use with."""
         vcpu = self.vcpu
-        vcpu.check_runnable()
         if not vcpu.has_run:
+            vcpu.check_runnable()
             self.vm.first_run(vcpu)
         self._signalled, self._running = False, True
         watching = signals.enter(self._signal)
         try:
-            self._prepare()
+            if vcpu.dirty or vcpu.power_on is not None or self._soft != self.vm.soft_mmu:
+                self._prepare()
             if self.mmio_esr and self.exit_reason == exits.KVM_EXIT_MMIO:
                 mmio.complete(self)
             if self.run_area[IMMEDIATE_EXIT]:
@@ -104,8 +103,8 @@ class Execution:
     def _prepare(self) -> None:
         """A core that holds the vCPU's registers."""
         vcpu = self.vcpu
-        vcpu.apply_reset()
-        soft = self.vm.needs_soft_mmu()
+        vcpu.before_entry()
+        soft = self.vm.soft_mmu
         if self.core is None or self._soft != soft:
             self.close()
             self.core, self._soft = self.vm.make_core(vcpu, self.trap), soft
@@ -124,9 +123,11 @@ class Execution:
         why = f"PSTATE {vcpu.state.pstate:#x} is AArch32"
         if vcpu.vm.arm.has_aarch32_el0():
             raise KvmError(errno.EOPNOTSUPP, f"{why}, which the emulated core does not execute: set an AArch64 mode")
-        vcpu.initialized = False
+        vcpu.initialized = vcpu.has_run = False
         self.exit_reason = exits.KVM_EXIT_FAIL_ENTRY
-        raise KvmError(errno.EINVAL, f"{why}, which this host does not have: KVM_ARM_VCPU_INIT makes the vCPU usable again")
+        raise KvmError(
+            errno.EINVAL, f"{why}, which this host does not have: KVM_ARM_VCPU_INIT makes the vCPU usable again"
+        )
 
     def _loop(self) -> None:
         while True:
@@ -138,7 +139,7 @@ class Execution:
             if self.vcpu.stopped():
                 self._nap()
                 continue
-            if self.vcpu.apply_reset():
+            if self.vcpu.before_entry():
                 self._prepare()
             outcome = self._enter()
             if outcome == "trap":
@@ -176,11 +177,19 @@ class Execution:
             self._code_seen = vm.code_generation
             core.flush_code()
 
-    def close(self) -> None:
-        """The VM is gone: the core goes too."""
-        if self.core is not None:
-            self.pull()
-            self.core.close()
+    def close(self) -> bool:
+        """Frees the core; its registers stay in the vCPU's state. False where the vCPU is running in another thread."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self.core is not None:
+                self.pull()
+                self.core.close()
+                self.core = None  # type: ignore[assignment]
+                self.vcpu.dirty = True
+        finally:
+            self._lock.release()
+        return True
 
     # ---- being interrupted
 
@@ -235,7 +244,9 @@ class Execution:
         core = self.core
         iss = core.syndrome
         read, target = iss & 1, iss >> 5 & 31
-        enc = (iss >> 20 & 3) << 14 | (iss >> 14 & 7) << 11 | (iss >> 10 & 15) << 7 | (iss >> 1 & 15) << 3 | iss >> 17 & 7
+        enc = (
+            (iss >> 20 & 3) << 14 | (iss >> 14 & 7) << 11 | (iss >> 10 & 15) << 7 | (iss >> 1 & 15) << 3 | iss >> 17 & 7
+        )
         if enc in CACHE_MAINTENANCE:
             if enc != DC_CVAU:
                 # This core sees its own writes to translated code; the others are told.

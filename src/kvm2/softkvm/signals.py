@@ -3,7 +3,7 @@
 KVM_RUN returns EINTR when a signal arrives. Python delivers signals only between bytecodes of the main thread, which
 sits in the emulated core then; but it writes a byte to the wake-up descriptor at once, in the C handler. A thread waits
 for that byte and kicks the vCPU that the main thread runs. An application that has a wake-up descriptor of its own
-(asyncio) keeps it: then the vCPU is interrupted in slices, so that Python's handlers run in time.
+(asyncio) keeps it: the vCPU is interrupted now and then anyway, so that Python's handlers run in time.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import os
 import select
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FOREIGN_SLICE_SECONDS = 0.1
+# Without a byte (the application has a wake-up descriptor of its own) handlers run at least this often.
+POLL_SECONDS = 0.25
+# The descriptor is looked at again this often: to ask costs as much as to set it.
+CHECK_SECONDS = 0.05
 
 _main = threading.main_thread()
 
@@ -32,22 +36,25 @@ class _Watcher:
             os.set_blocking(fd, False)
         self.pid = os.getpid()
         self.kick: Callable[[bool], None] | None = None
-        self.foreign = False
+        self.installed = -CHECK_SECONDS
         threading.Thread(target=self._watch, name="kvm2-signals", daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            ready, _, _ = select.select([self.reader], [], [], FOREIGN_SLICE_SECONDS if self.foreign else None)
+            ready, _, _ = select.select([self.reader], [], [], POLL_SECONDS)
             if ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.reader, 4096)
             kick = self.kick
-            if kick is not None and (ready or self.foreign):
+            if kick is not None:
                 kick(bool(ready))
 
-    def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self.writer, b"\0")
+    def install(self, now: float) -> None:
+        """Makes our pipe the wake-up descriptor, unless the application has one."""
+        previous = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        if previous not in (-1, self.writer):
+            signal.set_wakeup_fd(previous)
+        self.installed = now
 
 
 _watcher: _Watcher | None = None
@@ -65,21 +72,13 @@ def enter(kick: Callable[[bool], None]) -> bool:
     if watcher is None or watcher.pid != os.getpid():
         watcher = _watcher = _Watcher()
     watcher.kick = kick
-    previous = signal.set_wakeup_fd(watcher.writer, warn_on_full_buffer=False)
-    if previous not in (-1, watcher.writer):
-        signal.set_wakeup_fd(previous)
-        watcher.foreign = True
-        watcher.wake()
+    now = time.monotonic()
+    if now - watcher.installed >= CHECK_SECONDS:
+        watcher.install(now)
     return True
 
 
 def leave() -> None:
     """The vCPU of the main thread is out of KVM_RUN."""
-    watcher = _watcher
-    if watcher is None:
-        return
-    watcher.kick = None
-    if watcher.foreign:
-        watcher.foreign = False
-    else:
-        signal.set_wakeup_fd(-1)
+    if _watcher is not None:
+        _watcher.kick = None

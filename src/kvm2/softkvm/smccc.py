@@ -2,29 +2,25 @@
 
 After `kvm_smccc_call_handler` of arch/arm64/kvm/hypercalls.c and trng.c. `call` changes no guest register: it returns
 what the caller is to write, and the exit to prepare.
-
->>> Result.of(-1).values
-(18446744073709551615, 0, 0, 0)
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kvm2.abi import onereg
 from kvm2.abi.structs_arm64 import KVM_SMCCC_FILTER_DENY, KVM_SMCCC_FILTER_FWD_TO_USER, KVM_SMCCC_FILTER_HANDLE
+from kvm2.softkvm import psci
+from kvm2.softkvm.hypercall_result import PSCI_0_1_BASE, SMCCC_VERSION, U32, U64, Hypercall, Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvm2.softkvm.vcpu import Vcpu
 
-U32, U64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-
-VERSION, ARCH_FEATURES = 0x80000000, 0x80000001
+VERSION, ARCH_FEATURES = SMCCC_VERSION, 0x80000001
 WORKAROUND_1, WORKAROUND_2, WORKAROUND_3 = 0x80008000, 0x80007FFF, 0x80003FFF
 PV_TIME_FEATURES, PV_TIME_ST = 0xC5000020, 0xC5000021
 VENDOR_UID, VENDOR_FEATURES, VENDOR_PTP = 0x8600FF01, 0x86000000, 0x86000001
@@ -36,7 +32,6 @@ TRNG_VERSION, TRNG_FEATURES, TRNG_UUID, TRNG_RND32, TRNG_RND64 = (
     0xC4000053,
 )
 TRNG: Final = (TRNG_VERSION, TRNG_FEATURES, TRNG_UUID, TRNG_RND32, TRNG_RND64)
-PSCI_0_1_BASE: Final = 0x95C1BA5E
 
 NOT_SUPPORTED, NOT_REQUIRED, UNAFFECTED = -1, -2, 1
 KVM_UID: Final = (0xB66FB428, 0xE911C52E, 0x564BCAA9, 0x743A004D)
@@ -57,48 +52,12 @@ GATES: Final = dict.fromkeys(TRNG, (0, 0)) | {
 RESERVED: Final = ((VERSION, VERSION | 0xFFFF), (0xC0000000, 0xC000FFFF))
 
 
-@dataclass(frozen=True)
-class SystemEvent:
-    """KVM_EXIT_SYSTEM_EVENT: type, and data[0] where ndata is 1."""
-
-    type: int
-    ndata: int = 0
-    flags: int = 0
-
-
-@dataclass(frozen=True)
-class Hypercall:
-    """KVM_EXIT_HYPERCALL: the function id, KVM_HYPERCALL_EXIT_* flags."""
-
-    nr: int
-    flags: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call does to the caller. `values` go to X0 and up (() changes nothing); `narrow`: X1 to X3 lose their
-    upper halves first; `exit`: leave to userspace; `wait`: wait for an interrupt as WFI does, then go on; `power_off`:
-    the caller is off."""
-
-    values: tuple[int, ...] = ()
-    exit: SystemEvent | Hypercall | None = None
-    wait: bool = False
-    narrow: bool = False
-
-    @classmethod
-    def of(cls, *values: int) -> Result:
-        """Values for X0 to X3; the missing ones are zero, negative ones in two's complement."""
-        return cls(tuple(value & U64 for value in (*values, 0, 0, 0, 0)[:4]))
-
-
 def call(vcpu: Vcpu, function_id: int, args: Sequence[int], *, smc: bool = False, big_endian: bool = False) -> Result:
     """An HVC, or an SMC with immediate 0. `function_id` is W0; `args` are X1, X2, X3; `big_endian` is the caller's data
     byte order, which a vCPU that it switches on inherits.
 
     An unknown function is answered with -1 (NOT_SUPPORTED).
     """
-    from kvm2.softkvm import psci
-
     function_id &= U32
     action = _action(vcpu, function_id)
     if action == KVM_SMCCC_FILTER_FWD_TO_USER:

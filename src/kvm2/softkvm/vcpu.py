@@ -166,14 +166,16 @@ class Vcpu:
         if self.power_on is not None:
             self.reset()
 
-    def before_entry(self) -> None:
-        """The run loop calls this before the guest is entered: a reset or an exception that waits changes `state`, and
-        `dirty` says so."""
+    def before_entry(self) -> bool:
+        """The run loop calls this before the guest is entered. True: a reset or an exception that waited changed
+        `state`, and `dirty` is set."""
+        waited = self.power_on is not None or self.exception_pending
         self.apply_reset()
         if self.exception_pending:
             self.exception_pending = False
             self.pull()
             vcpu_events.enter_el1(self)
+        return waited
 
     def set_power(self, mp_state: int) -> None:
         """Changes the power state; a vCPU in KVM_RUN looks again."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import ioctls as io
 from kvm2.errors import KvmError
+from kvm2.softkvm import process
 from kvm2.softkvm.run import Execution
 
 if TYPE_CHECKING:
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
     from kvm2.softkvm.vcpu import Vcpu
     from kvm2.softkvm.vm_fd import VmFd
 
+KVM_RUN = io.KVM_RUN
+
 
 class VcpuFd:
     """One vCPU's descriptor. It keeps its VM alive, in any order of closing."""
 
     def __init__(self, vm_fd: VmFd, vcpu: Vcpu) -> None:
         self.vm_fd, self.subject = vm_fd, vcpu
+        self._vm = vm_fd.vm
         self._lock = threading.RLock()
-        self._area = mmap.mmap(-1, vm_fd.vm.profile.vcpu_mmap_size)
-        self.execution = Execution(vm_fd.vm, vcpu, memoryview(self._area))
+        self._area = mmap.mmap(-1, self._vm.profile.vcpu_mmap_size)
+        self.execution = Execution(self._vm, vcpu, memoryview(self._area), self._lock)
         vcpu.execution = self.execution
-        vm_fd.vm.executions.append(self.execution)
+        self._vm.executions.append(self.execution)
         vm_fd.hold()
         self._methods: dict[int, Callable[[int], int]] = {
             io.KVM_ARM_VCPU_INIT: vcpu.vcpu_init,
@@ -48,8 +52,10 @@ class VcpuFd:
 
     def ioctl(self, request: int, arg: int) -> int:
         """`kvm_vcpu_ioctl`: EIO on a dead or foreign VM, EINVAL for an unknown request."""
-        self.vm_fd.vm.check_alive()
-        if request == io.KVM_RUN:
+        vm = self._vm
+        if vm.dead or vm.birth is not process.birth:
+            vm.check_alive()
+        if request == KVM_RUN:
             return self._run(arg)
         method = self._methods.get(request)
         if method is None:
@@ -58,14 +64,14 @@ class VcpuFd:
             return method(arg)
 
     def _run(self, arg: int) -> int:
-        with self._lock:
-            if arg:
-                raise KvmError(errno.EINVAL, f"KVM_RUN takes no argument, not {arg:#x}")
-            self.vm_fd.hold()
-            try:
+        if arg:
+            raise KvmError(errno.EINVAL, f"KVM_RUN takes no argument, not {arg:#x}")
+        try:
+            with self._lock:
                 return self.execution.run()
-            finally:
-                self.vm_fd.drop()
+        finally:
+            if self._vm.doomed:
+                self._vm.destroy()  # the last descriptor was closed meanwhile
 
     def map(self) -> memoryview:
         """The shared `struct kvm_run` area."""

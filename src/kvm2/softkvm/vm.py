@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from kvm2.abi import caps
 from kvm2.abi.sysregs import ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
 from kvm2.errors import KvmError
+from kvm2.softkvm import process
 from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
 from kvm2.softkvm.features import PTRAUTH, VmArm
 from kvm2.softkvm.memslots import MemSlots
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kvm2.softkvm.cpu.core import Core
     from kvm2.softkvm.memory import Memory
     from kvm2.softkvm.profile import Profile
+    from kvm2.softkvm.run import Execution
 
 # Every VM of the process gets the next VMID; it shows in VTTBR_EL2, where userspace's dumps look for it.
 _vmids = itertools.count(1)
@@ -45,17 +47,19 @@ class Vm:
 
     def __init__(self, profile: Profile, memory: Memory, config: VmConfig | Configuring) -> None:
         self.profile, self.memory = profile, memory
-        self.pid = os.getpid()
+        self.birth, self.pid = process.birth, os.getpid()
         self.lock = threading.RLock()
         self.run_lock = RunLock()
         self.vcpus: dict[int, Vcpu] = {}
-        self.executions: list[object] = []
+        self.executions: list[Execution] = []
+        self.doomed = False
         self.dead = ""  # why every ioctl answers EIO
         self.ran = False
         self.irqchip = ""
         self.return_nisv_to_user = False
         self.last_core: Core | None = None
         self.code_generation = 0
+        self.soft_mmu = False
         self._arm: VmArm | None = None
         self._stage2: Stage2 | None = None
         self._slots: MemSlots | None = None
@@ -68,6 +72,7 @@ class Vm:
     def configure(self, config: VmConfig) -> None:
         """Fixes what creation decided; the stage-2 format never changes once the VM is ready."""
         self._config = config
+        self.ipa_limit = self.profile.ipa_limit if config.ipa_bits else 0
         if config.ipa_bits:
             self.format = stage2_format(self.profile, config.ipa_bits, config.page_shift)
         self.configuring = None
@@ -100,17 +105,21 @@ class Vm:
 
     def check_alive(self) -> None:
         """EIO in a process that did not make the VM (as `kvm->mm != current->mm`), and on a VM that is dead."""
-        if self.pid != os.getpid():
+        if self.birth is not process.birth:
             raise KvmError(errno.EIO, f"this VM belongs to process {self.pid}: a child makes its own")
         if self.dead:
             raise KvmError(errno.EIO, self.dead)
 
     def destroy(self) -> None:
-        """The last descriptor is closed: the tables and cores go."""
-        for execution in self.executions:
-            execution.close()  # type: ignore[attr-defined]
-        if self._stage2 is not None:
-            self._stage2.close()
+        """The last descriptor is closed: cores and tables go, as soon as no vCPU runs any more."""
+        self.doomed = True
+        with self.lock:
+            if not all([execution.close() for execution in self.executions]):
+                return  # the thread in KVM_RUN comes here again when it is out
+            self.executions.clear()
+            if self._stage2 is not None:
+                self._stage2.close()
+                self._stage2 = None
 
     # ---- capabilities
 
@@ -173,7 +182,7 @@ class Vm:
             pauth=pauth,
             soft_mmu=walk,
             soft_pa_bits=self.profile.pa_bits,
-            above_48_only=not self.needs_soft_mmu(),
+            above_48_only=not self.soft_mmu,
         )
         core.set_id(vcpu.guest_read(MIDR_EL1) or 0, vcpu.state.sys.get(MPIDR_EL1, 0))
         if model == "max":
@@ -182,10 +191,6 @@ class Vm:
         core.set_traps(smp=True)
         core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
         return core
-
-    def needs_soft_mmu(self) -> bool:
-        """Whether a slot lies where the core's own walker does not reach."""
-        return self.config.ipa_bits > CORE_IPA_BITS and self.slots.end > 1 << CORE_IPA_BITS
 
     def soft_walk(self, ipa: int, access: int) -> tuple[int, int] | int:
         """Stage 2 for the core's translation in Python: (host address, permissions), or the fault's status."""
@@ -203,6 +208,8 @@ class Vm:
             for ipa, size in change.unmap:
                 self.stage2.unmap(ipa, size)
             self._protect(change.protect)
+            # Whether a slot lies where the core's own walker does not reach.
+            self.soft_mmu = self.slots.end > 1 << CORE_IPA_BITS
             # Memory of the client that was not the guest's before may hold new instructions.
             self.code_generation += 1
         return 0
@@ -229,6 +236,16 @@ class Vm:
                 )
             )
         return 0
+
+    def forget_memory(self, address: int, size: int) -> None:
+        """The client's memory in [address, address + size) goes away: no stage-2 entry leads there any more, and the
+        next access to it is a fault (what an MMU notifier does: `kvm_unmap_gfn_range`)."""
+        with self.lock, self.run_lock:
+            for slot in self._slots or ():
+                first = max(address, slot.userspace_addr)
+                last = min(address + size, slot.userspace_addr + slot.memory_size)
+                if first < last:
+                    self.stage2.unmap(first - slot.userspace_addr + slot.guest_phys_addr, last - first)
 
     def forget_code(self) -> None:
         """Every core drops its translated instructions before it runs again."""

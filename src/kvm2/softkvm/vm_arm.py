@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from kvm2.abi.structs import DeviceAttr
 from kvm2.abi.structs_arm64 import ArmCounterOffset, RegMaskRange, SmcccFilter, VcpuInit
 from kvm2.errors import KvmError
-from kvm2.softkvm.smccc import RESERVED, U32
+from kvm2.softkvm.hypercall_result import U32
+from kvm2.softkvm.smccc import RESERVED
 
 if TYPE_CHECKING:
     from kvm2.softkvm.vm import Vm

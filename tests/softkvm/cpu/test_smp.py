@@ -74,6 +74,49 @@ def test_code_changed_by_another_core_needs_a_flush() -> None:
     two.close()
 
 
+@pytest.mark.parametrize("how", ["nothing", "flush", "drop", "drop the next line"])
+def test_code_changed_by_the_host(how: str) -> None:
+    """Written from outside the core, old code is executed until it is dropped: as on hardware without IC IVAU."""
+    machine = Machine()
+    target = machine.arena.base + 0x1040
+    machine.load("mov x1, #1; ret", at=0x1040)
+    machine.load("1: blr x4; hvc #1; b 1b", x4=target)
+    machine.go()
+    machine.arena.write(target, bytes.fromhex("410080d2"))  # mov x1, #2
+    assert machine.core.host_address(target) == target
+    if how == "flush":
+        machine.core.flush_code()
+    elif how.startswith("drop"):
+        machine.core.drop_code(target + (64 if "next" in how else 0), 64)
+    machine.go()
+    assert machine.core.x[1] == (2 if how in ("flush", "drop") else 1)
+    machine.close()
+
+
+def test_dropping_code_within_the_handler() -> None:
+    """The run loop's IC IVAU: the core goes on in the block that was dropped."""
+    machine = Machine()
+    machine.core.set_traps(smp=True)
+    machine.load("mov x1, #1; ret", at=0x1040)
+
+    def on_trap(trap: object) -> bool:
+        core = machine.core
+        if core.syndrome >> 26 != 0x18:
+            return False
+        host = core.host_address(core.x[4])
+        machine.arena.write(core.x[4], bytes.fromhex("410080d2"))
+        core.drop_code(host & -64, 64)
+        core.drop_code(machine.arena.base, 64)
+        core.pc += 4
+        return True
+
+    machine.answer = on_trap
+    machine.load("blr x4; mov x3, x1; ic ivau, x4; isb; blr x4; hvc #1", x4=machine.arena.base + 0x1040)
+    machine.go()
+    assert (machine.core.x[3], machine.core.x[1]) == (1, 2)
+    machine.close()
+
+
 def test_code_changed_by_the_same_core_is_seen_at_once() -> None:
     machine = Machine()
     target = machine.arena.base + 0x1000

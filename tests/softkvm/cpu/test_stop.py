@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 
@@ -165,7 +166,7 @@ def test_the_gate_resends_until_the_core_is_out() -> None:
     def leave_after_three() -> None:
         requests.append(1)
         if len(requests) == 3:
-            gate.leave()
+            gate.running = False
 
     gate._request = leave_after_three
     thread = threading.Thread(target=gate.stop)
@@ -194,4 +195,49 @@ def test_interrupts_while_running() -> None:
         assert core.run() == "stop"
         assert core.x[5] == turn
         assert core.pc - machine.arena.base in (0, 4, 0x8288)
+    machine.close()
+
+
+class Alarm(Exception):
+    """What a signal handler of the application raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_of_a_signal_handler_ends_the_run_and_loses_nothing() -> None:
+    """Each system call and hypercall of the guest happens exactly once, wherever the handler's exception strikes."""
+    machine = Machine()
+    core = machine.core
+    calls = [0]
+
+    def answer(trap: object) -> bool:
+        calls[0] += 1
+        return True
+
+    core.on_trap = lambda: answer(None)
+    machine.load("add x5, x5, #1; eret", at=0x8200)
+    text = "1: add x1, x1, #1; svc #1; hvc #1; b 1b"
+    machine.load(text, VBAR_EL1=machine.arena.base + 0x8000)
+
+    def alarm(number: int, frame: object) -> None:
+        raise Alarm
+
+    previous = signal.signal(signal.SIGALRM, alarm)
+    stops = 0
+    try:
+        for _ in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0004)
+                core.run()
+            except Alarm:
+                stops += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert stops > 150
+    position = (core.pc - machine.arena.base) // 4
+    turns = core.x[1]
+    assert turns > 1000
+    assert abs(core.x[5] - turns) <= 1, (position, turns)
+    assert calls[0] - turns in range(-stops, 2), (position, turns)
     machine.close()

@@ -21,6 +21,7 @@ from kvm2.errors import EnvironmentFault
 from kvm2.softkvm.cpu import engine as uc
 from kvm2.softkvm.cpu.peek import peek, peek_prefix
 
+_INTR_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, ctypes.c_uint32, c_void_p)
 _CODE: Final = 0x10000
 _HVC, _LDR_X2_X1, _LDXR_X6_X3, _PTRUE_P3, _SETFFR = 0xD40000E2, 0xF9400022, 0xC85F7C66, 0x2518E3E3, 0x252C9000
 _SVCS: Final = (0x5AA5, 0x1234)
@@ -141,7 +142,7 @@ class _Probe:
         self.env = 0
         self.env_bytes = 0
         self.stops: list[_Stop] = []
-        self.callback = uc.INTR_CALLBACK(self._on_exception)
+        self.callback = _INTR_CALLBACK(self._on_exception)
         engine.hook(self.handle, uc.HOOK_INTR, self.callback)
 
     def close(self) -> None:

@@ -12,17 +12,15 @@ authentication where the guest has none. PC is at the instruction, except for HV
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
-from kvm2.softkvm.cpu import decode, sysregs
+from kvm2.softkvm.cpu import decode
 from kvm2.softkvm.cpu import engine as uc
-from kvm2.softkvm.cpu import instance as inst
 from kvm2.softkvm.cpu import registers as reg
-from kvm2.softkvm.cpu.instance import COUNTER_HZ, Instance
+from kvm2.softkvm.cpu.instance import COUNTER_HZ
 from kvm2.softkvm.cpu.registers import NATIVE
-from kvm2.softkvm.cpu.stop import StopGate
-from kvm2.softkvm.cpu.transfer import Transfer
+from kvm2.softkvm.cpu.settings import CoreSettings
 
 if TYPE_CHECKING:
     from kvm2.softkvm.cpu.softmmu import Stage2Walk
@@ -33,17 +31,15 @@ __all__ = ["COUNTER_HZ", "NATIVE", "Core"]
 EC_UNKNOWN, EC_WFX, EC_PAC, EC_SYS64, EC_SVE, EC_DABT_LOW = 0x00, 0x01, 0x09, 0x18, 0x19, 0x24
 EC_SHIFT: Final = 26
 IL: Final = 1 << 25
-S1PTW: Final = 1 << 7
 FAULT_TYPE: Final = 0x3C  # of the fault status: 0 is an address-size fault
 ABORTS: Final = frozenset({0x20, 0x21, 0x24, 0x25})  # instruction and data aborts from a lower and the current EL
 UNDEFINED: Final = IL  # ESR of an undefined instruction: EC 0, 32-bit instruction
 SERROR_VECTOR: Final = 0x180  # from the synchronous vector of the same group
 _UNTIL: Final = (1 << 64) - 4
 _NO_ADDRESS: Final = (1 << 64) - 1
-_SCTLR_EE, _SCTLR_E0E = 1 << 25, 1 << 24
 
 
-class Core:
+class Core(CoreSettings):
     """An emulated core of `model` "a72" (Armv8.0) or "max" (v8.4 with SVE and pointer authentication).
 
     `on_undef(insn)` is asked before an undefined instruction becomes the guest's exception: True means that it was
@@ -65,29 +61,22 @@ class Core:
         above_48_only: bool = False,
         soft_pa_bits: int = 52,
     ) -> None:
-        self.instance = instance = Instance(model)
-        self.model = model
+        super().__init__(model, pauth)
         self.on_trap, self.on_undef = on_trap, on_undef
-        self.x = instance.x
         self.error = ""
+        instance = self.instance
         self._exception = instance.exception
         self._cpu = instance.cpu
         self._fast = instance.engine.FAST
-        self._transfer = Transfer(instance)
-        self._hpfar = reg.Batch(instance.handle, (), (reg.HPFAR_EL2,))
-        self._hcr = reg.Batch(instance.handle, (), (reg.HCR_EL2,))
-        self._gate = StopGate(instance.request_stop)
-        self._left: str | None = None
-        self._failure: BaseException | None = None
-        self._interrupts = 0
-        self._interrupts_shown = True
-        self._registers = sysregs.Overrides(instance, self._gate)
-        self._sve = False
-        if model == "max" and pauth:
-            instance.hcr |= inst.HCR_API | inst.HCR_APK
-            instance.write_sys(reg.HCR_EL2, instance.hcr)
+        self._hpfar = instance.cell(reg.HPFAR_EL2)
+        self._left: str | None = None  # how `run` ends
+        self._failure: BaseException | None = None  # or with what
+        self._taken = True  # the present exception has been handled, or handling it was begun
+        self._unfinished = 0  # the number of one that was not
+        self._handler = self._exceptions()
+        next(self._handler)
         # The library keeps only the address: the callback object must live as long as the core.
-        self._callback = uc.INTR_CALLBACK(self._on_exception)
+        self._callback = uc.INTR_CALLBACK(self._handler.send)
         instance.engine.hook(instance.handle, uc.HOOK_INTR, self._callback)
         self._soft: Any = None
         self._high: Any = None
@@ -99,63 +88,18 @@ class Core:
                 self._high = SoftMmu(self, soft_mmu, soft_pa_bits, above_48_only=True)
             else:
                 self._soft = SoftMmu(self, soft_mmu, soft_pa_bits)
+                self._native_stage2 = False
 
     def close(self) -> None:
         """Free the core (about 1 ms); it must not be running."""
         self._gate.close()
+        self._handler.close()
         self.instance.close()
 
-    # ---- registers
-
-    @property
-    def pc(self) -> int:
-        """The program counter, live."""
-        return self.instance.pc
-
-    @pc.setter
-    def pc(self, value: int) -> None:
-        self.instance.pc = value
-
-    @property
-    def pstate(self) -> int:
-        """PSTATE in SPSR form, live."""
-        return self._transfer.read_pstate()
-
-    @pstate.setter
-    def pstate(self, value: int) -> None:
-        self._transfer.write_pstate(value)
-
-    def read_sys(self, enc: int) -> int:
-        """A system register that the core holds."""
-        return self.instance.read_sys(enc)
-
-    def write_sys(self, enc: int, value: int) -> None:
-        """A system register that the core holds."""
-        self.instance.write_sys(enc, value)
-
-    def override(self, enc: int, read: Callable[[], int] | None, write: Callable[[int], None] | None) -> None:
-        """Let functions answer the guest's reads and writes of a register that the core knows and does not trap.
-
-        Before the first `run`. The virtual timer needs it: the core ignores writes to CNTV_*.
-        """
-        self._registers.override(enc, read, write)
-
-    def knows(self, enc: int) -> bool:
-        """Whether the core itself has a register or system instruction with this encoding."""
-        return inst.register_info(self.instance, enc, missing_ok=True) is not None
-
-    def big_endian(self) -> bool:
-        """Whether the guest's data accesses are big-endian now (SCTLR_EL1.EE, or E0E at EL0)."""
-        bit = _SCTLR_EE if self.pstate & 0xC else _SCTLR_E0E
-        return bool(self.read_sys(reg.SCTLR_EL1) & bit)
-
-    def counter(self) -> int:
-        """The physical counter now, in ticks of `COUNTER_HZ`."""
-        return self.read_sys(reg.CNTPCT_EL0)
-
-    def set_counter_offset(self, ticks: int) -> None:
-        """CNTVOFF_EL2: the virtual counter is the physical one minus this."""
-        self.write_sys(reg.CNTVOFF_EL2, ticks & _NO_ADDRESS)
+    def load(self, state: CpuState) -> None:
+        """Take over a vCPU's whole state; registers missing from `state.sys` stay as they are."""
+        self._unfinished = 0
+        super().load(state)
 
     # ---- the present exception
 
@@ -173,7 +117,7 @@ class Core:
         """The IPA of a stage-2 abort, its low 12 bits zero (HPFAR_EL2.FIPA)."""
         if self._soft_fault is not None:
             return self._soft_fault
-        return (self._hpfar.read()[0] >> 4) << 12
+        return self._hpfar.value >> 4 << 12
 
     def soft_fault(self, ipa: int) -> None:
         """The page of a stage-2 abort that Python's walk found; `hpfar` answers it."""
@@ -181,8 +125,7 @@ class Core:
 
     def insn(self) -> int | None:
         """The instruction word at PC, or None where fetching it would fault."""
-        data = self.instance.read_code(self.pc)
-        return None if data is None else int.from_bytes(data, "little")
+        return self.instance.read_code(self.instance.pc)
 
     def abort_syndrome(self) -> int:
         """ESR_EL2 of an abort with the access fields that hardware gives (ISV 0 for write-back forms)."""
@@ -215,33 +158,43 @@ class Core:
         "trap": `on_trap` said False. "stop": `stop` was called. "wfi": the guest waits for an interrupt, PC is behind
         the instruction. "error": the emulator failed, `error` says how.
         """
-        gate, instance = self._gate, self.instance
-        if not gate.enter():
-            return "stop"
-        start, handle = instance.engine.LIB.uc_emu_start, instance.handle
-        instance.exclusive.value = _NO_ADDRESS  # an exception return to the guest clears the monitor
-        self._left = None
-        if not self._interrupts_shown:
-            self._show_interrupts(True)
+        gate = self._gate
         try:
-            while True:
-                error = start(handle, instance.pc, _UNTIL, 0, 0)
-                if self._failure is not None:
-                    failure, self._failure = self._failure, None
-                    raise failure
-                if self._left is not None:
-                    return self._left
-                if error == uc.ERR_EXCEPTION and self._soft is not None:
-                    if not self._soft.fault():
-                        return "trap"
-                    error = 0
-                if gate.take():
-                    return "stop"
-                if error:
-                    self.error = self._explain(error)
-                    return "error"
+            if self._left is None and not gate.enter():
+                return "stop"
+            gate.in_hook = False
+            self.instance.exclusive.value = _NO_ADDRESS  # an exception return to the guest clears the monitor
+            self._hcr.show()
+            if self._unfinished:
+                self._finish()
+            return self._run()
         finally:
-            gate.leave()
+            gate.running = False  # not by a call: a signal handler's exception may come at the start of any function
+
+    def _run(self) -> str:
+        gate, instance = self._gate, self.instance
+        start, handle = instance.engine.LIB.uc_emu_start, instance.handle
+        error = 0
+        while True:
+            # There is an outcome already where a signal handler's exception came between it and the return.
+            if self._left is None:
+                error = start(handle, instance.pc, _UNTIL, 0, 0)
+            if self._failure is not None:
+                self._left = None
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._left is not None:
+                outcome, self._left = self._left, None
+                return outcome
+            if error == uc.ERR_EXCEPTION and self._soft is not None:
+                if not self._soft.fault():
+                    return "trap"
+                error = 0
+            if gate.take():
+                return "stop"
+            if error:
+                self.error = self._explain(error)
+                return "error"
 
     def stop(self) -> None:
         """End `run` before its next basic block, from any thread; a stop sent while not running ends the next `run`."""
@@ -251,37 +204,63 @@ class Core:
         text = self.instance.engine.LIB.uc_strerror(error).decode()
         return f"the emulated core stopped at PC {self.pc:#x}: {text} (Unicorn error {error})"
 
-    def _on_exception(self, handle: int, number: int, user: object) -> None:
+    def _exceptions(self) -> Generator[None, int, None]:
+        """The emulator's hook for every exception, as a generator whose `send` is the C side's callback.
+
+        A signal that arrives while the guest runs is raised (KeyboardInterrupt) at the first Python instruction: at the
+        `yield`, which is inside the `try`. In a plain function it would be before it, and lost.
+        """
+        while True:
+            try:
+                while True:
+                    self._taken = False
+                    yield
+                    self._take()
+                    self._gate.in_hook = False
+            except GeneratorExit:
+                return
+            except BaseException as failure:
+                self._gate.in_hook = False
+                if not self._taken:
+                    self._unfinished = self.instance.exception_index.value
+                self._failure = failure
+                self._leave("trap")
+
+    def _take(self) -> None:
         exception = self._exception
         esr = exception.syndrome
-        try:
-            if exception.target_el == 1:
-                ec = esr >> EC_SHIFT
-                if ec in (EC_UNKNOWN, EC_SVE):
-                    self._undefined(esr)
-                elif self._high is not None and ec in ABORTS and not esr & FAULT_TYPE:
-                    self._beyond_48_bits(esr)
-                else:
-                    self._fast.arm_cpu_do_interrupt_aarch64(self._cpu)
-                return
-            ec = esr >> EC_SHIFT
-            if ec == EC_WFX:
-                self.instance.pc += 4
-                self._leave("wfi")
-                return
-            if ec == EC_UNKNOWN:
-                # The emulator loses the syndrome of its only trap that is raised in the midst of an instruction.
-                exception.syndrome = EC_PAC << EC_SHIFT | IL
-            elif ec == EC_SVE:
-                exception.syndrome = esr | IL  # and this bit, here
-            self._gate.in_hook = True
-            if not self.on_trap():
-                self._leave("trap")
-        except BaseException as failure:
-            self._failure = failure
+        ec = esr >> EC_SHIFT
+        if exception.target_el == 1:
+            self._taken = True
+            if ec in (EC_UNKNOWN, EC_SVE):
+                self._undefined(esr)
+            elif self._high is not None and ec in ABORTS and not esr & FAULT_TYPE:
+                self._beyond_48_bits(esr)
+            else:
+                self._fast.arm_cpu_do_interrupt_aarch64(self._cpu)
+            return
+        if ec == EC_WFX:
+            self._taken = True
+            self.instance.pc += 4
+            self._leave("wfi")
+            return
+        if ec == EC_UNKNOWN:
+            # The emulator loses the syndrome of its only trap that is raised in the midst of an instruction.
+            exception.syndrome = EC_PAC << EC_SHIFT | IL
+        elif ec == EC_SVE:
+            exception.syndrome = esr | IL  # and this bit, here
+        self._gate.in_hook = self._taken = True
+        if not self.on_trap():
             self._leave("trap")
+
+    def _finish(self) -> None:
+        """Take the exception at which a signal handler's exception ended the previous run."""
+        self.instance.exception_index.value, self._unfinished = self._unfinished, 0
+        try:
+            self._take()
         finally:
             self._gate.in_hook = False
+            self.instance.exception_index.value = -1
 
     def _beyond_48_bits(self, esr: int) -> None:
         """The emulator's address-size fault, which on this host may be a stage-2 fault."""
@@ -312,88 +291,5 @@ class Core:
     def _leave(self, outcome: str) -> None:
         """Out of `run` with the guest exactly as it is: a pending interrupt must not be taken on the way out."""
         self._left = outcome
-        if self._interrupts and self._interrupts_shown:
-            self._show_interrupts(False)
+        self._hcr.hide()
         self.instance.request_stop()
-
-    # ---- interrupts
-
-    def set_irq(self, pending: bool) -> None:
-        """The virtual IRQ line (HCR_EL2.VI): level-sensitive, taken as PSTATE.I allows, ends WFI."""
-        self._line(inst.HCR_VI, pending)
-
-    def set_fiq(self, pending: bool) -> None:
-        """The virtual FIQ line (HCR_EL2.VF)."""
-        self._line(inst.HCR_VF, pending)
-
-    def _line(self, bit: int, pending: bool) -> None:
-        lines = self._interrupts | bit if pending else self._interrupts & ~bit
-        if lines != self._interrupts:
-            self._interrupts = lines
-            if self._interrupts_shown:
-                self._show_interrupts(True)
-
-    def _show_interrupts(self, shown: bool) -> None:
-        self._interrupts_shown = shown
-        self._hcr.write([self.instance.hcr | (self._interrupts if shown else 0)])
-
-    def _set_hcr(self, bits: int, on: bool) -> None:
-        self.instance.hcr = self.instance.hcr | bits if on else self.instance.hcr & ~bits
-        self._show_interrupts(self._interrupts_shown)
-
-    # ---- what the hypervisor sets
-
-    def set_stage2(self, vtcr: int, vttbr: int) -> None:
-        """VTCR_EL2 and VTTBR_EL2, with stage 2 on. The core knows no DS bit, and PS up to 48 bits."""
-        self.write_sys(reg.VTCR_EL2, vtcr)
-        self.write_sys(reg.VTTBR_EL2, vttbr)
-        if self._soft is None:
-            self._set_hcr(inst.HCR_VM, True)
-        self.flush_tlb()
-
-    def flush_tlb(self) -> None:
-        """Forget cached translations: after a stage-2 entry was removed or restricted, or another core ran the VM."""
-        self.instance.engine.flush_tlb(self.instance.handle)
-
-    def flush_code(self) -> None:
-        """Forget translated code: after guest memory that holds instructions was written from outside this core."""
-        self.instance.engine.flush_code(self.instance.handle)
-
-    def set_id(self, midr: int, mpidr: int) -> None:
-        """What the guest reads as MIDR_EL1 and MPIDR_EL1."""
-        self.write_sys(reg.VPIDR_EL2, midr)
-        self.write_sys(reg.VMPIDR_EL2, mpidr)
-
-    def set_sve(self, vqs: tuple[int, ...] | None) -> None:
-        """The guest's vector lengths in quadwords; None: SVE instructions trap (EC 0x19). Model "max", before `run`."""
-        self._sve = vqs is not None
-        self._registers.set_sve(vqs)
-
-    def set_traps(self, smp: bool) -> None:
-        """With several vCPUs, trap IC IVAU, IC IALLU and DC CVAU (EC 0x18): each core has its own translated code."""
-        self._set_hcr(inst.HCR_TPU, smp)
-
-    # ---- state
-
-    def load(self, state: CpuState) -> None:
-        """Take over a vCPU's whole state; registers missing from `state.sys` stay as they are."""
-        self._transfer.load(state)
-        self.flush_tlb()
-
-    def save(self, state: CpuState) -> None:
-        """Bring the whole of `state` up to date."""
-        self._transfer.save_gpr(state)
-        self._transfer.save_fp(state)
-        self._transfer.save_sys(state)
-
-    def save_gpr(self, state: CpuState) -> None:
-        """Only X, PC, PSTATE, SP, ELR and SPSR."""
-        self._transfer.save_gpr(state)
-
-    def save_fp(self, state: CpuState) -> None:
-        """Only the floating-point and SVE registers."""
-        self._transfer.save_fp(state)
-
-    def save_sys(self, state: CpuState) -> None:
-        """Only the system registers of `NATIVE[model]`."""
-        self._transfer.save_sys(state)

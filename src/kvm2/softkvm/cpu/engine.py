@@ -36,7 +36,8 @@ _WRITE: Final = 1
 _CTL_PAGE_SIZE, _CTL_USE_EXITS, _CTL_CPU_MODEL = 1, 4, 7
 _CTL_TB_FLUSH, _CTL_TLB_FLUSH, _CTL_TLB_TYPE, _CTL_TCG_BUFFER_SIZE = 10, 11, 12, 13
 
-INTR_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
+# The instance, the exception's number and the user's pointer come in; only the first is taken.
+INTR_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 class CpReg(ctypes.Structure):
@@ -66,6 +67,7 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
     "uc_close": ([c_void_p], c_int),
     "uc_ctl": ([c_void_p, c_int], c_int),
     "uc_mem_map_ptr": ([c_void_p, c_uint64, c_uint64, c_uint32, c_void_p], c_int),
+    "uc_vmem_translate": ([c_void_p, c_uint64, c_uint32, POINTER(c_uint64)], c_int),
     "uc_vmem_read": ([c_void_p, c_uint64, c_uint32, c_void_p, c_size_t], c_int),
     "uc_hook_add": ([c_void_p, POINTER(c_size_t), c_int, c_void_p, c_void_p, c_uint64, c_uint64], c_int),
     "uc_emu_start": ([c_void_p, c_uint64, c_uint64, c_uint64, c_size_t], c_int),
@@ -81,7 +83,9 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
     "qemu_get_cpu_aarch64": ([c_void_p, c_int], c_void_p),
     "arm_cpu_do_interrupt_aarch64": ([c_void_p], None),
     "arm_rebuild_hflags_aarch64": ([c_void_p], None),
-    "aarch64_sve_narrow_vq_aarch64": ([c_void_p, c_uint32], None),
+    "tb_invalidate_phys_range_aarch64": ([c_void_p, c_uint64, c_uint64], None),
+    "tb_exec_unlock_aarch64": ([c_void_p], None),
+    "tb_exec_lock_aarch64": ([c_void_p], None),
     "get_arm_cp_reginfo_aarch64": ([c_void_p, c_uint32], c_void_p),
 }
 

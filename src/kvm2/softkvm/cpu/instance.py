@@ -9,7 +9,7 @@ this process has not mapped ends the process with SIGSEGV.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any, Final
 
 from kvm2.errors import EnvironmentFault
@@ -66,6 +66,9 @@ class Instance:
         self._pc = c_uint64.from_address(env + 64 + 32 * 8)
         self.exception = calibrate.ExceptionInfo.from_address(env + layout.exception_in_env)
         self.exception_index = c_int32.from_address(self.cpu + layout.exception_index_in_cpu)
+        self._word = c_uint32()
+        self._word_pointer = ctypes.byref(self._word)
+        self._fast_read = self.engine.FAST.uc_vmem_read
         self.exclusive = c_uint64.from_address(env + layout.exclusive_in_env)
         cells = [(self.base + at, value) for at, value in layout.stop_in_uc]
         cells += [(self.cpu + at, value) for at, value in layout.stop_in_cpu]
@@ -85,8 +88,7 @@ class Instance:
     def _lowest_el2(self) -> None:
         maximal = self.model == "max"
         self.write_sys(reg.SCR_EL3, SCR_GUEST | (SCR_APK_API if maximal else 0))
-        self.hcr = HCR_GUEST
-        self.write_sys(reg.HCR_EL2, self.hcr)
+        self.write_sys(reg.HCR_EL2, HCR_GUEST)
         self.write_sys(reg.MDCR_EL2, self.read_sys(reg.MDCR_EL2) | MDCR_TPM_TPMCR)
         self.write_sys(reg.CNTHCTL_EL2, CNTHCTL_EL1PCTEN)
         if maximal:
@@ -137,11 +139,34 @@ class Instance:
         for cell, value in self._stop_cells:
             cell.value = value
 
-    def read_code(self, address: int, size: int = 4) -> bytes | None:
-        """Guest memory at a virtual address as an instruction fetch sees it, or None where it would fault."""
-        buffer = ctypes.create_string_buffer(size)
-        error = self.engine.FAST.uc_vmem_read(self.handle, address, uc.PROT_EXEC, buffer, c_size_t(size))
-        return None if error else buffer.raw
+    def read_code(self, address: int) -> int | None:
+        """The word at a virtual address of the guest as an instruction fetch sees it, or None where it would fault."""
+        word = self._word
+        if self._fast_read(self.handle, address, uc.PROT_EXEC, self._word_pointer, 4):
+            return None
+        return word.value
+
+    def cell(self, enc: int) -> c_uint64:
+        """A live view of a 64-bit system register, for reading."""
+        view = c_uint64.from_address(self.env + register_info(self, enc).fieldoffset)
+        if view.value != self.read_sys(enc):
+            raise EnvironmentFault(
+                f"the emulated core's check failed: system register {enc:#06x} does not lie where Unicorn 2.1.4 keeps it"
+            )
+        return view
+
+    def host_address(self, address: int) -> int | None:
+        """Where in this process the guest's virtual address lies for a read, or None where that would fault."""
+        found = c_uint64()
+        error = self.engine.FAST.uc_vmem_translate(self.handle, address, uc.PROT_READ, ctypes.byref(found))
+        return None if error else found.value
+
+    def drop_code(self, address: int, size: int) -> None:
+        """Forget the blocks translated from host memory `[address, address + size)`."""
+        fast, handle, start = self.engine.FAST, self.handle, address - LOWEST
+        fast.tb_exec_unlock_aarch64(handle)  # where a page is either writable or executable (macOS)
+        fast.tb_invalidate_phys_range_aarch64(handle, start, start + size)
+        fast.tb_exec_lock_aarch64(handle)
 
 
 # ---- replacing how the core reads or writes a system register

@@ -149,10 +149,13 @@ class SoftMmu:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        assert self._fault is not None
+        fault, self._fault = self._fault, None
+        if fault is None:
+            # The hook was not entered: only a signal handler's exception can do that, and Python drops it there.
+            raise KeyboardInterrupt
         if self._core.pc != self._fault_pc:
             return True  # on its way out the core took an interrupt instead: the access comes again after it
-        return self._raise(self._fault, self._address.value)
+        return self._raise(fault, self._address.value)
 
     def beyond(self, esr: int, address: int) -> bool | None:
         """An address-size fault of the emulator's own walker, which ends at 48 bits: what the host makes of the access.

@@ -29,7 +29,10 @@ class StopGate:
         self.in_hook = False
 
     def enter(self) -> bool:
-        """False: a stop is pending, it is used up and the emulator must not be entered."""
+        """False: a stop is pending, it is used up and the emulator must not be entered.
+
+        The core clears `running` itself when it is outside again.
+        """
         self._thread = threading.get_ident()
         self.running = True
         if self.wanted:
@@ -43,10 +46,6 @@ class StopGate:
             self.wanted = False
             return True
         return False
-
-    def leave(self) -> None:
-        """The core is outside the emulator."""
-        self.running = False
 
     def close(self) -> None:
         """The core is about to be freed: wait for a request that is being written."""
