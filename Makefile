@@ -26,7 +26,7 @@ types: $(VENV)/.developed
 check: $(VENV)/.developed
 	$(BIN)/python -m pytest
 
-# Every published host and scenario, and every long battery: some ten minutes.
+# The long batteries: the published records with the recorded patience, long random tests.
 battery: $(VENV)/.developed
 	$(BIN)/python -m pytest -m slow
 

@@ -21,7 +21,13 @@ def test_nothing_asked_is_nothing_said():
 
 def test_each_word_is_one_attribute():
     found = asked(
-        physaddr_bits=33, page_shift=14, max_vcpus=0, machine_type=2, sve="vcpu", parange_follows_ipa=True, negotiate=True
+        physaddr_bits=33,
+        page_shift=14,
+        max_vcpus=0,
+        machine_type=2,
+        sve="vcpu",
+        parange_follows_ipa=True,
+        negotiate=True,
     )
     assert found == [
         vm2.ArchCapabilities(capabilities=(3,)),

@@ -35,8 +35,6 @@ HANDLES = {
 }
 # Data with a little code around it, for anybody.
 SHARED = {"guests"}
-# `hosts` opens the first handle: the one arrow that points up, and only when a host is opened.
-EXCEPTIONS = {("hosts", "handles")}
 
 
 def room_of(path: Path) -> str:
@@ -91,7 +89,6 @@ def test_imports_point_down(path: Path) -> None:
         if (there := room_of_import(module)) not in ("package", *SHARED)
         and not checking
         and ROOMS.index(there) > ROOMS.index(here)
-        and (here, there) not in EXCEPTIONS
     ]
     assert not wrong, f"{path.relative_to(PROJECT)} ({here}) imports from above: {wrong}"
 

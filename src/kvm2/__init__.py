@@ -8,12 +8,12 @@ docs/python.md is the guide. Names are loaded when they are first used: `import 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing` would be the most of this import's cost
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "open": "kvm2.hosts",
+    "open": "kvm2.kvm",
     "host_names": "kvm2.hosts",
     "Kvm": "kvm2.kvm",
     "Vm": "kvm2.vm",
@@ -33,6 +33,8 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from kvm2.abi.findings import Finding as Finding
     from kvm2.device import Device as Device
     from kvm2.errors import EnvironmentFault as EnvironmentFault
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
     from kvm2.exits import Nisv as Nisv
     from kvm2.exits import SystemEvent as SystemEvent
     from kvm2.hosts import host_names as host_names
-    from kvm2.hosts import open as open
     from kvm2.kvm import Kvm as Kvm
+    from kvm2.kvm import open as open
     from kvm2.ram import Ram as Ram
     from kvm2.spec import MemoryRange as MemoryRange
     from kvm2.spec import VmSpec as VmSpec

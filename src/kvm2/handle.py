@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
 import weakref
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +39,14 @@ class Buffer:
     def bytes(self) -> bytes:
         """What is in it now."""
         return self._array.raw[: self.size]
+
+
+def packed(structure: Structure) -> Buffer:
+    """A structure's bytes at an address; UsageError where a value does not fit its field."""
+    try:
+        return Buffer(structure.pack())
+    except struct.error as error:
+        raise UsageError(f"{structure!r}: a value does not fit its field ({error})") from error
 
 
 class Memories(list[object]):
@@ -103,12 +112,12 @@ class Handle:
             raise self._closed_error()
         if isinstance(argument, int):
             return self._backend.ioctl(self._fd, request, argument)
-        buffer = argument if isinstance(argument, Buffer) else Buffer(argument.pack())
+        buffer = argument if isinstance(argument, Buffer) else packed(argument)
         return self._backend.ioctl(self._fd, request, buffer.address)
 
     def exchange(self, request: int, argument: S) -> S:
         """An ioctl that writes its structure back: the structure as the host left it."""
-        buffer = Buffer(argument.pack())
+        buffer = packed(argument)
         self.ioctl(request, buffer)
         return type(argument).unpack(buffer.bytes())
 

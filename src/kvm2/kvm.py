@@ -6,15 +6,23 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from kvm2.abi import ioctls
-from kvm2.abi.vm2 import KVM_CAP_CREATE_VM2, DescribeVm2, Vm2AttrInfo
+from kvm2.abi.vm2 import (
+    ARM64_DEFAULT_IPA_BITS,
+    KVM_CAP_CREATE_VM2,
+    KVM_CREATE_VM2_DESCRIBE,
+    DescribeVm2,
+    Vm2AttrInfo,
+)
 from kvm2.errors import KvmError, UsageError
 from kvm2.handle import Buffer, Handle, checked_word
+from kvm2.hosts import backend_of
 from kvm2.names import capability
-from kvm2.spec import VmSpec
+from kvm2.spec import MIN_IPA_BITS, VmSpec
 from kvm2.vm import Vm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from kvm2.abi.findings import Finding
     from kvm2.abi.layout import Structure
@@ -22,8 +30,20 @@ if TYPE_CHECKING:
 
 NO_CREATE_VM2 = (
     "this host has no KVM_CREATE_VM2 (KVM_CHECK_EXTENSION(KVM_CAP_CREATE_VM2) = 0), like every mainline kernel: "
-    "use create_vm(type), or a host that has it"
+    "use create_vm(type), on the command line --type 40, or a host that has it"
 )
+
+
+def open(host: str | Path) -> Kvm:
+    """A `Kvm` on a described host: its name ("apple-m1"), or the path of a TOML file of yours.
+
+    HostError where there is no such host (with the nearest names), or its file says something wrong.
+
+    >>> with open("apple-m1") as kvm:
+    ...     kvm.check_extension("ARM_VM_IPA_SIZE")
+    36
+    """
+    return Kvm(backend_of(host), str(host))
 
 
 class Kvm(Handle):
@@ -93,7 +113,7 @@ class Kvm(Handle):
     def create_vm2_fixed(self, spec: VmSpec | None = None, **wanted: Any) -> Vm:
         """KVM_CREATE_VM2_FIXED: the same with the structure of fixed size, which carries the IPA size and SVE."""
         spec = self._spec(spec, wanted)
-        argument = spec.fixed(self.describe() if spec.needs_description else {})
+        argument = spec.fixed(self.known_of(spec))
         try:
             return Vm(self._backend, self.ioctl(ioctls.KVM_CREATE_VM2_FIXED, argument))
         except KvmError as error:
@@ -101,7 +121,16 @@ class Kvm(Handle):
 
     def resolve_ipa_bits(self, spec: VmSpec) -> int:
         """The IPA size in bits that creation asks this host for."""
-        return spec.resolve_ipa_bits(self.describe() if spec.physaddr_bits in ("auto", "max") else {})
+        return spec.resolve_ipa_bits(self.known_of(spec))
+
+    def known_of(self, spec: VmSpec) -> Mapping[int, Vm2AttrInfo]:
+        """What `spec` must know of this host: its description, or only the IPA limit without KVM_DESCRIBE_VM2."""
+        if not spec.needs_description:
+            return {}
+        if self.check_extension(KVM_CAP_CREATE_VM2) & KVM_CREATE_VM2_DESCRIBE:
+            return self.describe()
+        limit = self.check_extension("ARM_VM_IPA_SIZE")
+        return {2: Vm2AttrInfo(type=2, default=ARM64_DEFAULT_IPA_BITS, min=MIN_IPA_BITS, max=limit)} if limit else {}
 
     def _attributes(self, spec: VmSpec | Sequence[Structure] | None, wanted: dict[str, Any]) -> list[Structure]:
         if spec is not None and not isinstance(spec, VmSpec):
@@ -109,7 +138,7 @@ class Kvm(Handle):
                 raise UsageError(f"a list of attributes and {', '.join(wanted)}: give one of them")
             return list(spec)
         spec = self._spec(spec, wanted)
-        return spec.attributes(self.describe() if spec.needs_description else {})
+        return spec.attributes(self.known_of(spec))
 
     def _spec(self, spec: VmSpec | None, wanted: dict[str, Any]) -> VmSpec:
         if spec is not None:

@@ -50,6 +50,13 @@ def capability(name: str | int) -> int:
     return lookup(full, CAPABILITIES, "capability")
 
 
+def capability_words(args: tuple[int, ...]) -> tuple[int, ...]:
+    """The four words of `struct kvm_enable_cap`."""
+    if len(args) > 4:
+        raise UsageError(f"KVM_ENABLE_CAP takes up to 4 words, not {len(args)}")
+    return args + (0,) * (4 - len(args))
+
+
 def device_type(name: str | int) -> int:
     """The KVM_DEV_TYPE_* of a device.
 

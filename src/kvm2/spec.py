@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from kvm2.abi.layout import Structure
     from kvm2.abi.vm2 import Vm2AttrInfo
 
+# The smallest IPA size that KVM gives (ARM64_MIN_PARANGE_BITS), where a host does not describe its own.
+MIN_IPA_BITS = 32
 QUADWORD_BITS = 128
 LARGEST_VQ = 16
 

@@ -14,7 +14,7 @@ from kvm2.abi.structs_arm64 import VcpuEvents, VcpuInit
 from kvm2.errors import KvmError, UsageError
 from kvm2.exits import HOT, Exit, Interrupted, Mmio, decode
 from kvm2.handle import Buffer, DeviceAttributes, checked_word
-from kvm2.names import capability, feature_bits
+from kvm2.names import capability, capability_words, feature_bits
 from kvm2.registers import Registers, register_id
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class Vcpu(DeviceAttributes):
 
     def enable_cap(self, cap: str | int, *args: int) -> int:
         """KVM_ENABLE_CAP on the vCPU, with up to four words."""
-        words = tuple(args) + (0,) * (4 - len(args))
-        return self.ioctl(ioctls.KVM_ENABLE_CAP, EnableCap(cap=capability(cap), args=words))
+        return self.ioctl(ioctls.KVM_ENABLE_CAP, EnableCap(cap=capability(cap), args=capability_words(args)))
 
     def set_guest_debug(self, debug: GuestDebug) -> None:
         """KVM_SET_GUEST_DEBUG: single step, breakpoints, watchpoints."""

@@ -11,7 +11,7 @@ from kvm2.abi.structs_arm64 import ArmCounterOffset, ArmDeviceAddr, RegMaskRange
 from kvm2.device import Device
 from kvm2.errors import UsageError
 from kvm2.handle import Buffer, DeviceAttributes, Memories, checked_word
-from kvm2.names import capability, device_type
+from kvm2.names import capability, capability_words, device_type
 from kvm2.ram import LOG_DIRTY_PAGES, READONLY, Allocation, Ram
 from kvm2.vcpu import Vcpu
 
@@ -142,10 +142,8 @@ class Vm(DeviceAttributes):
 
     def enable_cap(self, cap: str | int, *args: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP on the VM, with up to four words."""
-        if len(args) > 4:
-            raise UsageError(f"KVM_ENABLE_CAP takes up to 4 words, not {len(args)}")
-        words = tuple(args) + (0,) * (4 - len(args))
-        return self.ioctl(ioctls.KVM_ENABLE_CAP, EnableCap(cap=capability(cap), flags=flags, args=words))
+        asked = EnableCap(cap=capability(cap), flags=flags, args=capability_words(args))
+        return self.ioctl(ioctls.KVM_ENABLE_CAP, asked)
 
     def writable_masks(self) -> tuple[int, ...]:
         """KVM_ARM_GET_REG_WRITABLE_MASKS: which bits of each ID register userspace may change.

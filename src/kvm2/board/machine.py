@@ -328,7 +328,7 @@ def ipa_bits_of(vm: Vm) -> int:
 
         found = format_of(vm.backend, vm.fd)
         if found is None:
-            raise GuestError(f"the VM's IPA size cannot be read back: {error}") from error
+            raise GuestError(f"this host runs no arm64 guest: its VM has no IPA size to read back ({error})") from error
         return found.ipa_bits
     return bits
 

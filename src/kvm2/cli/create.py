@@ -32,7 +32,7 @@ def command(host: str | None, dry_run: bool, as_json: bool, **wanted: Any) -> No
     """
     from kvm2.cli.making import call_of, make_vm, spec_of
     from kvm2.errors import UsageError
-    from kvm2.hosts import open as open_host
+    from kvm2.kvm import open as open_host
 
     spec = spec_of(wanted)
     call = call_of(wanted, spec)
@@ -57,10 +57,10 @@ def _asked(kvm: Kvm, spec: VmSpec, call: str, wanted: dict[str, Any]) -> list[di
     if call == "KVM_CREATE_VM2_FIXED":
         from kvm2.abi.vm2 import CreateVm2FixedArm64
 
-        fixed = CreateVm2FixedArm64.unpack(spec.fixed(kvm.describe() if spec.needs_description else {}).words)
+        fixed = CreateVm2FixedArm64.unpack(spec.fixed(kvm.known_of(spec)).words)
         names = ("capabilities", "sve_vlen", "ipa_size")
         return [{"name": "struct kvm_create_vm2_fixed", **{name: getattr(fixed, name) for name in names}}]
-    return [attribute_dict(one) for one in spec.attributes(kvm.describe() if spec.needs_description else {})]
+    return [attribute_dict(one) for one in spec.attributes(kvm.known_of(spec))]
 
 
 def _got(kvm: Kvm, vm: Vm) -> dict[str, Any]:
@@ -76,10 +76,11 @@ def _got(kvm: Kvm, vm: Vm) -> dict[str, Any]:
                 attributes.append(attribute_dict(vm.get_attr(number)))
             except KvmError:
                 continue  # not an attribute of this host
-    caps = ("ARM_VM_IPA_SIZE", "MAX_VCPUS", "MAX_VCPU_ID", "NR_MEMSLOTS", "ARM_SVE")
+    form = format_of(vm.backend, vm.fd)
+    caps = ("MAX_VCPUS", "MAX_VCPU_ID", "NR_MEMSLOTS") + (("ARM_VM_IPA_SIZE", "ARM_SVE") if form else ())
     return {
         "attributes": attributes,
-        "stage2": _format_dict(format_of(vm.backend, vm.fd)),
+        "stage2": _format_dict(form),
         "limits": {cap.lower(): vm.check_extension(cap) for cap in caps},
         "notes": [finding.to_dict() for finding in vm.notes],
     }

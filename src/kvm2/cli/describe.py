@@ -25,7 +25,7 @@ def command(host: str | None, as_json: bool) -> None:
     A default can lie outside of minimum and maximum: a 36-bit host refuses the default of 40.
     """
     from kvm2.abi.vm2 import ATTRIBUTES, KVM_CAP_CREATE_VM2
-    from kvm2.hosts import open as open_host
+    from kvm2.kvm import open as open_host
 
     with open_host(chosen_host(host)) as kvm:
         found = [(ATTRIBUTES[number].macro, info) for number, info in kvm.describe().items()]

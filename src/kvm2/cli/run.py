@@ -38,7 +38,7 @@ def command(host: str | None, guest: str | None, as_json: bool, cpus: int, **wan
     from kvm2.board.loader import read_image
     from kvm2.board.machine import DEFAULT_MEMORY, Machine, check_memory
     from kvm2.cli.making import call_of, make_vm, spec_of
-    from kvm2.hosts import open as open_host
+    from kvm2.kvm import open as open_host
 
     spec = spec_of(wanted, DEFAULT_MEMORY)
     call = call_of(wanted, spec)

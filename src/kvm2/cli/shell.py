@@ -23,7 +23,7 @@ def command(host: str | None, code: str | None, as_json: bool, **wanted: Any) ->
     from kvm2.board.machine import DEFAULT_MEMORY, check_memory
     from kvm2.cli.making import call_of, make_vm, spec_of
     from kvm2.errors import UsageError
-    from kvm2.hosts import open as open_host
+    from kvm2.kvm import open as open_host
 
     if as_json and code is None:
         raise UsageError("--json needs a program: kvm2 shell --json -c 'print(...)'; a prompt has no JSON form")

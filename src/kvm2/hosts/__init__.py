@@ -1,4 +1,4 @@
-"""Hosts: who answers the ioctls. `open` gives a `Kvm` on one."""
+"""Hosts: who answers the ioctls."""
 
 from __future__ import annotations
 
@@ -10,22 +10,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvm2.hosts.backend import Backend
-    from kvm2.kvm import Kvm
 
 REAL = ("/dev/kvm", "kvm")
 
 
-def open(host: str | Path) -> Kvm:
-    """A `Kvm` on a described host: its name ("apple-m1"), or the path of a TOML file of yours.
-
-    HostError where there is no such host (with the nearest names), or its file says something wrong.
-    """
-    from kvm2.kvm import Kvm
-
-    return Kvm(backend(host), str(host))
-
-
-def backend(host: str | Path) -> Backend:
+def backend_of(host: str | Path) -> Backend:
     """Who answers for a host, before /dev/kvm is opened on it."""
     if str(host) in REAL:
         raise EnvironmentFault(

@@ -100,7 +100,7 @@ class SoftKvm:
 
     def memory_gone(self, address: int, size: int) -> None:
         """The client is about to unmap `size` bytes at `address` (whole pages of the host). A kernel hears of that by
-        itself; here a client that unmaps memory behind a slot without saying so crashes with its guest's next access."""
+        itself; here a client that unmaps memory behind a slot without saying so crashes at its guest's next access."""
         subjects = [getattr(file, "subject", None) for file in list(self._files.values())]
         for vm in {getattr(subject, "vm", subject) for subject in subjects}:
             if isinstance(vm, Vm):

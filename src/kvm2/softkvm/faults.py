@@ -68,7 +68,8 @@ def handle(ex: Execution) -> bool:
 
 def _outside(ex: Execution, esr: int, ipa: int, slot: Slot | None) -> bool:
     """An access to no slot, or a write to a read-only one: instructions and page tables cannot be emulated."""
-    core = ex.core
+    core, vcpu = ex.core, ex.vcpu
+    vcpu.fault_esr, vcpu.fault_address = esr, core.far
     if esr >> EC_SHIFT == EC_IABT_LOW:
         inject_abort(ex, True, core.far)
         return True

@@ -122,7 +122,7 @@ def _populate_works() -> bool:
         return False
     with mmap.mmap(-1, mmap.PAGESIZE) as page:
         cell = ctypes.c_char.from_buffer(page)
-        works = _madvise(ctypes.addressof(cell), mmap.PAGESIZE, MADV_POPULATE_WRITE) == 0
+        works = bool(_madvise(ctypes.addressof(cell), mmap.PAGESIZE, MADV_POPULATE_WRITE) == 0)
         del cell
     return works
 

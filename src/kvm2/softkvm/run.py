@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from kvm2.softkvm.vcpu import Vcpu
     from kvm2.softkvm.vm import Vm
 
-EC_HVC64, EC_SMC64, EC_SYS64, EC_IABT, EC_DABT = 0x16, 0x17, 0x18, 0x20, 0x24
-ESR_UNDEF = 1 << 25  # EC 0 (unknown reason), a 32-bit instruction
-PSTATE_NRW = 0x10
+EC_HVC64, EC_SMC64, EC_SYS64, EC_IABT, EC_DABT, EC_SERROR = 0x16, 0x17, 0x18, 0x20, 0x24, 0x2F
+ESR_IL = 1 << 25  # a 32-bit instruction
+ESR_UNDEF = ESR_IL  # EC 0, unknown reason
+PSTATE_NRW, PSTATE_A = 0x10, 1 << 8
 _EXIT_REASON = struct.Struct("=I")
 EXIT_REASON_OFFSET = exits.EXIT_REASON_OFFSET
 IMMEDIATE_EXIT = exits.IMMEDIATE_EXIT_OFFSET
+
+CACHE_LINE = 64  # the shortest that CTR_EL0 shows
 
 # A blocked vCPU (WFI, powered off) wakes up by itself this often, so that Python's signal handlers run in time.
 NAP_SECONDS = 0.2
@@ -82,13 +85,18 @@ class Execution:
         if not vcpu.has_run:
             vcpu.check_runnable()
             self.vm.first_run(vcpu)
+        if vcpu.guest_debug is not None:
+            raise KvmError(errno.EOPNOTSUPP, "KVM_SET_GUEST_DEBUG is kept, but debug exceptions are not executed yet")
         self._signalled, self._running = False, True
         watching = signals.enter(self._signal)
         try:
-            if vcpu.dirty or vcpu.power_on is not None or self._soft != self.vm.soft_mmu:
+            if vcpu.dirty or self._soft != self.vm.soft_mmu:
                 self._prepare()
-            if self.mmio_esr and self.exit_reason == exits.KVM_EXIT_MMIO:
-                mmio.complete(self)
+            if self.mmio_esr:
+                if vcpu.exception_pending:  # userspace answers the access with an external abort
+                    self.mmio_esr = 0
+                else:
+                    mmio.complete(self)
             if self.run_area[IMMEDIATE_EXIT]:
                 raise KvmError(errno.EINTR, "kvm_run.immediate_exit is set")
             self.exit_reason = exits.KVM_EXIT_UNKNOWN
@@ -136,7 +144,7 @@ class Execution:
                 raise KvmError(errno.EINTR, "a signal arrived")
             if self.vm.dead:
                 raise KvmError(errno.EIO, self.vm.dead)
-            if self.vcpu.stopped():
+            if self.vcpu.stopped() or self.vcpu.suspended():
                 self._nap()
                 continue
             if self.vcpu.before_entry():
@@ -159,10 +167,18 @@ class Execution:
         vm.run_lock.acquire(core.stop)
         try:
             self._synchronise()
+            if self.vcpu.serror_pending:
+                self._deliver_serror()
             self.stale = True
             return core.run()
         finally:
             vm.run_lock.release()
+
+    def _deliver_serror(self) -> None:
+        """An SError that KVM_SET_VCPU_EVENTS left pending, once the guest does not mask it."""
+        if not self.core.pstate & PSTATE_A:
+            self.vcpu.serror_pending = False
+            self.core.deliver_serror(EC_SERROR << 26 | ESR_IL | self.vcpu.serror_esr)
 
     def _synchronise(self) -> None:
         """What others changed since this core last ran: stage-2 entries, code, translations (TLBI stays local)."""
@@ -190,6 +206,16 @@ class Execution:
         finally:
             self._lock.release()
         return True
+
+    def _drop_code(self, va: int) -> None:
+        """IC IVAU: no core of the VM keeps what it translated from this cache line. None of the others runs now."""
+        hva = self.core.host_address(va)
+        if hva is None:
+            self.vm.forget_code()
+            return
+        for other in self.vm.executions:
+            if other.core is not None:
+                other.core.drop_code(hva & -CACHE_LINE, CACHE_LINE)
 
     # ---- being interrupted
 
@@ -248,9 +274,10 @@ class Execution:
             (iss >> 20 & 3) << 14 | (iss >> 14 & 7) << 11 | (iss >> 10 & 15) << 7 | (iss >> 1 & 15) << 3 | iss >> 17 & 7
         )
         if enc in CACHE_MAINTENANCE:
-            if enc != DC_CVAU:
-                # This core sees its own writes to translated code; the others are told.
-                self.vm.code_generation = self._code_seen = self.vm.code_generation + 1
+            if enc == IC_IVAU:
+                self._drop_code(core.x[target] if target != 31 else 0)
+            elif enc != DC_CVAU:
+                self.vm.forget_code()
             core.pc += 4
             return True
         operand = core.x[target] if target != 31 and not read else 0
@@ -268,6 +295,5 @@ def _sys(op1: int, crm: int, op2: int) -> int:
     return 1 << 14 | op1 << 11 | 7 << 7 | crm << 3 | op2
 
 
-DC_CVAU = _sys(3, 11, 1)
-# IC IALLUIS, IC IALLU, IC IVAU and DC CVAU trap (HCR_EL2.TPU).
-CACHE_MAINTENANCE = frozenset({_sys(0, 1, 0), _sys(0, 5, 0), _sys(3, 5, 1), DC_CVAU})
+IC_IALLUIS, IC_IALLU, IC_IVAU, DC_CVAU = _sys(0, 1, 0), _sys(0, 5, 0), _sys(3, 5, 1), _sys(3, 11, 1)
+CACHE_MAINTENANCE = frozenset({IC_IALLUIS, IC_IALLU, IC_IVAU, DC_CVAU})  # what HCR_EL2.TPU traps

@@ -12,6 +12,8 @@ from kvm2.softkvm.vm import Vm
 from kvm2.softkvm.vm_fd import VmFd
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvm2.softkvm.creation import Configuring, VmConfig
     from kvm2.softkvm.door import SoftKvm
 
@@ -51,9 +53,9 @@ class System:
         """Nothing to give back: VMs live on their own."""
 
 
-def check_extension(caps: dict[int, int] | object, cap: int) -> int:
+def check_extension(caps: Mapping[int, int], cap: int) -> int:
     """`KVM_CHECK_EXTENSION` from a table: 0 for a capability that is not in it; a negative entry is an errno."""
-    value: int = caps.get(cap, 0)  # type: ignore[attr-defined]
+    value = caps.get(cap, 0)
     if value < 0:
         raise KvmError(-value, f"this host's kernel answers capability {cap} with an error")
     return value

@@ -114,7 +114,7 @@ class Vm:
         """The last descriptor is closed: cores and tables go, as soon as no vCPU runs any more."""
         self.doomed = True
         with self.lock:
-            if not all([execution.close() for execution in self.executions]):
+            if not all(execution.close() for execution in list(self.executions)):
                 return  # the thread in KVM_RUN comes here again when it is out
             self.executions.clear()
             if self._stage2 is not None:
@@ -131,6 +131,8 @@ class Vm:
             return min(self.config.max_vcpu_id, self._vgic_limit())
         if cap == caps.KVM_CAP_ARM_SVE and not self.config.sve_allowed:
             return 0
+        if cap == caps.KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE and self._arm is not None:
+            return self._arm.split_page_chunk_size
         answers = self.profile.vm_caps if cap in self.profile.vm_caps else self.profile.caps
         value = answers.get(cap, 0)
         if value < 0:
@@ -146,7 +148,7 @@ class Vm:
         """`kvm_vm_ioctl_create_vcpu`: EINVAL at or above the limit, EEXIST for an id that is taken."""
         limit = min(self.config.max_vcpu_id, self._vgic_limit())
         with self.lock:
-            if number >= limit:
+            if number >= limit or len(self.vcpus) >= min(self.config.max_vcpus, self._vgic_limit()):
                 raise KvmError(errno.EINVAL, f"vCPU id {number}: this VM takes 0..{limit - 1}")
             if number in self.vcpus:
                 raise KvmError(errno.EEXIST, f"vCPU {number} exists already in this VM")
@@ -189,6 +191,7 @@ class Vm:
             vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
             core.set_sve(vqs if sve else None)
         core.set_traps(smp=True)
+        core.set_counter_offset(self.arm.voffset)
         core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
         return core
 

@@ -8,7 +8,20 @@ from kvm2.softkvm.cpu import registers as reg
 from kvm2.softkvm.cpu import walk
 
 from . import test_exceptions as native
-from .machine import EL0T, EL1H, NO_EXEC, S1_PAGE, USER, Arena, Machine, Tables
+from .machine import (
+    EL0T,
+    EL1H,
+    NO_EXEC,
+    S1_PAGE,
+    S2_PAGE,
+    S2_READ,
+    S2_WRITE,
+    USER,
+    Arena,
+    Machine,
+    Tables,
+    stage2_vtcr,
+)
 
 RAM = (1 << 52) - (1 << 30)
 MMIO = 1 << 51
@@ -221,6 +234,36 @@ def test_an_interrupt_at_the_moment_of_a_fault_is_taken_first() -> None:
     assert machine.traps[0].esr & 0xFFFF == 2
     assert machine.core.x[6] == RAM
     assert machine.core.pc == RAM
+    machine.close()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_only_what_lies_above_48_bits(mapped: bool) -> None:
+    """The emulator translates; its address-size fault at 2^50 becomes the stage-2 fault that this host would report."""
+    arena = Arena()
+    asked = []
+
+    def stage2(ipa: int, access: int) -> tuple[int, int] | int:
+        asked.append((ipa, access))
+        return walk.TRANSLATION | 3
+
+    machine = Machine("a72", arena, soft_mmu=stage2, above_48_only=True, soft_pa_bits=52 if mapped else 50)
+    tables = Tables(arena, 12, 40, start=1)
+    tables.pages(0x4000_0000, arena.base, 0x40000, S2_PAGE | S2_READ | S2_WRITE)
+    machine.core.set_stage2(stage2_vtcr(12, 40, 1), tables.root)
+    machine.load("hvc #0xdead", at=0x8200)
+    machine.load("ldr w1, [x9, #4]; str x1, [x10]; hvc #1")
+    machine.start(0x4000_0000, x9=1 << 50, x10=0x5000_0000, VBAR_EL1=0x4000_8000)
+    trap = machine.go()
+    if not mapped:  # beyond this host's physical addresses: the guest's own fault
+        assert trap.esr & 0xFFFF == 0xDEAD
+        assert machine.core.read_sys(reg.ESR_EL1) & 0x3C == 0
+    else:
+        assert asked == [(1 << 50 | 0, walk.READ)] or asked == [(1 << 50 | 4, walk.READ)]
+        assert trap.esr == 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 1 << 16 | 7
+        assert (trap.far, trap.hpfar, trap.pc) == (1 << 50 | 4, 1 << 50, 0x4000_0000)
+        machine.core.pc += 4
+        assert machine.go().hpfar == 0x5000_0000  # and below, the emulator's own
     machine.close()
 
 

@@ -151,7 +151,7 @@ class Instance:
         view = c_uint64.from_address(self.env + register_info(self, enc).fieldoffset)
         if view.value != self.read_sys(enc):
             raise EnvironmentFault(
-                f"the emulated core's check failed: system register {enc:#06x} does not lie where Unicorn 2.1.4 keeps it"
+                f"the emulated core's check failed: Unicorn 2.1.4 keeps system register {enc:#06x} in another place"
             )
         return view
 

@@ -34,7 +34,6 @@ _IL, _S1PTW, _WNR = 1 << 25, 1 << 7, 1 << 6
 _PSTATE_PAN, _PSTATE_UAO = 1 << 22, 1 << 23
 _PAR_RES1, _PAR_F, _PAR_S = 1 << 11, 1, 1 << 9
 _PERMISSION_LEVEL_3 = walk.PERMISSION | 3
-_TRANSLATIONS = 0x3C
 # AT S1E1R, S1E1W, S1E0R, S1E0W, and with PAN S1E1RP, S1E1WP.
 _AT: Final = (
     *((reg.enc(1, 0, 7, 8, op2), op2 & 1, op2 >> 1) for op2 in range(4)),
