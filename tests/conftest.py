@@ -55,6 +55,9 @@ class FakeBackend:
     def kick(self, fd: int) -> None:
         self.kicked.set()
 
+    def memory_written(self, fd: int, address: int, size: int) -> None:
+        pass
+
     def close(self, fd: int) -> None:
         self.open_fds.remove(fd)
 

@@ -240,7 +240,7 @@ def test_writable_masks_and_preferred_target(kvm):
     assert vm.preferred_target().target == 5
 
 
-@pytest.mark.parametrize("order", itertools.permutations(("kvm", "vm", "vcpu")))
+@pytest.mark.parametrize("order", list(itertools.permutations(("kvm", "vm", "vcpu"))))
 def test_close_in_any_order_with_a_guest_that_ran(order):
     kvm = kvm2.open("neoverse-n1")
     vcpu = guest(kvm, OFF)

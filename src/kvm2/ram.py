@@ -64,7 +64,7 @@ class Ram:
 
     @property
     def view(self) -> memoryview:
-        """The memory itself, writable."""
+        """The memory itself, writable. Instructions that the guest has executed are changed with `write` or by index."""
         return self._allocation.view
 
     def __len__(self) -> int:
@@ -77,6 +77,11 @@ class Ram:
 
     def __setitem__(self, where: int | slice, data: int | bytes | bytearray | memoryview) -> None:
         self._allocation.view[where] = data  # type: ignore[index,assignment]
+        if isinstance(where, slice):
+            start, stop, _ = where.indices(self.size)
+            self._changed(start, stop - start)
+        else:
+            self._changed(where % self.size, 1)
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; UsageError where they are not all inside."""
@@ -87,6 +92,11 @@ class Ram:
         """Put `data` at `offset`; UsageError where it does not fit."""
         self._check(offset, len(data))
         self._allocation.view[offset : offset + len(data)] = data
+        self._changed(offset, len(data))
+
+    def _changed(self, offset: int, size: int) -> None:
+        if not self._vm.closed:
+            self._vm.backend.memory_written(self._vm.fd, self.hva + offset, size)
 
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:

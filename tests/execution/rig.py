@@ -63,13 +63,22 @@ def build(name: str, ram: int = RAM, *options: str) -> Path:
 
 
 @functools.cache
-def flat(text: str, at: int = RAM) -> bytes:
-    """The bytes of assembly text that will run at `at`."""
-    stem = hashlib.sha1(f"{at} {text}".encode()).hexdigest()
-    source, output = Path(_built.name) / f"{stem}.S", Path(_built.name) / f"{stem}.bin"
-    source.write_text(f"\t.arch armv8.5-a+sve\n_start:\n{text}\n")
-    options = ["-Wl,--oformat=binary", f"-Wl,-Ttext={at:#x}", "-Wl,--build-id=none"]
-    return _gcc([*options, str(source)], output).read_bytes()
+def flat(text: str) -> bytes:
+    """The machine code of assembly text that refers to nothing but its own labels and numbers."""
+    stem = Path(_built.name) / hashlib.sha1(text.encode()).hexdigest()
+    source = stem.with_suffix(".S")
+    source.write_text(f"\t.arch armv8.5-a+sve\n{text}\n")
+    data = _gcc(["-c", str(source)], stem.with_suffix(".o")).read_bytes()
+    # Of the object file only .text is wanted, and of its section header (offset, size) at 24.
+    start, each, count, names = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<3H", data, 58)
+    headers = [data[start + each * n : start + each * (n + 1)] for n in range(count)]
+    strings = struct.unpack_from("<Q", headers[names], 24)[0]
+    for header in headers:
+        name = strings + struct.unpack_from("<I", header)[0]
+        if data[name : name + 6] == b".text\0":
+            offset, size = struct.unpack_from("<2Q", header, 24)
+            return data[offset : offset + size]
+    raise AssertionError("no .text")
 
 
 class Ran:
@@ -117,7 +126,7 @@ class Bench:
     def load(self, text: str, offset: int = 0, vcpu: Any = None, **registers: int) -> None:
         """Code at an offset of the RAM, and the vCPU at its start with `x3=...`."""
         vcpu = vcpu or self.vcpu
-        self.ram.write(offset, flat(text, self.gpa + offset))
+        self.ram.write(offset, flat(text))
         vcpu.regs.pc = self.gpa + offset
         for name, value in registers.items():
             setattr(vcpu.regs, name, value)

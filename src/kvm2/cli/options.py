@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +14,6 @@ if TYPE_CHECKING:
     from kvm2.spec import MemoryRange
 
 DEFAULT_HOST = "max-4k-6.12"
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "E": 1 << 60}
-_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|\d+)([KMGTPE]?)(?:iB|B)?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Bytes: "4096", "0x1000", "64M", "1T" (powers of 1024). ValueError otherwise.
-
-    >>> parse_size("64M") == 64 << 20, parse_size("1T") == 1 << 40
-    (True, True)
-    """
-    found = _NUMBER.fullmatch(text.strip())
-    if not found:
-        raise ValueError(f"{text!r} is not a size: write 4096, 0x1000, 64M, 1G, 1T")
-    return int(found[1], 0 if found[1][:2].lower() == "0x" else 10) * _UNITS[found[2].upper()]
-
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]  # generic in newer versions of click only
@@ -57,15 +41,16 @@ class Memory(_ParamType):
     name = "size@address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MemoryRange:
+        from kvm2.errors import UsageError
+        from kvm2.memorymap import parse_memory
         from kvm2.spec import MemoryRange
 
         if isinstance(value, MemoryRange):
             return value
-        size, _, base = value.partition("@")
         try:
-            return MemoryRange(parse_size(base or "1G"), parse_size(size))
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}; allowed: SIZE@ADDRESS, such as 64M@1T", param, ctx)
+            return parse_memory(value if "@" in value else f"{value}@1G")
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class IpaBits(_ParamType):

@@ -32,6 +32,10 @@ class Backend(Protocol):
         """Memory of this process is about to be unmapped: no guest may reach it any more."""
         ...
 
+    def memory_written(self, fd: int, address: int, size: int) -> None:
+        """Memory of this process behind a slot of VM `fd` was changed: the guest must not execute what was there."""
+        ...
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         ...

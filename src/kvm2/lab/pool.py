@@ -24,6 +24,7 @@ class _Worker:
     def __init__(self, host: str, guests: Mapping[str, bytes]) -> None:
         self._setup = {"host": host, "guests": {name: code.hex() for name, code in guests.items()}}
         self._process: subprocess.Popen[str] | None = None
+        self._ended = False
 
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "kvm2.lab.worker"]
@@ -43,6 +44,8 @@ class _Worker:
 
     def play(self, scenario: Scenario, patience_ms: int) -> Played:
         """What the scenario gave; no answers at all, and a fault, where the worker died of it."""
+        if self._ended:
+            raise UsageError("the pool is closed")
         process = self._process or self._start()
         assert process.stdout is not None
         timer = threading.Timer(HANG_SECONDS, process.kill)
@@ -53,7 +56,7 @@ class _Worker:
         finally:
             timer.cancel()
         if not line:
-            self.close()
+            self._drop()
             fault = f"the process that played it ended with code {process.returncode}"
             return Played(scenario.name, (None,) * len(scenario.steps), faults=(fault,))
         reply = json.loads(line)
@@ -63,7 +66,11 @@ class _Worker:
         return Played(scenario.name, tuple(reply["r"]), reply["cut_short"], faults, reply["seconds"])
 
     def close(self) -> None:
-        """Ends the process and waits for it."""
+        """Ends the process and waits for it; no other is started."""
+        self._ended = True
+        self._drop()
+
+    def _drop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return

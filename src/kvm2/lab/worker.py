@@ -32,12 +32,15 @@ def machine(host: str) -> Callable[[], Backend]:
 
 def serve(requests: TextIO, replies: TextIO) -> None:
     """Answers requests until there are no more."""
-    setup = json.loads(requests.readline())
+    first = requests.readline()
+    if not first.endswith("\n"):
+        return  # whoever asks was interrupted in the middle of it
+    setup = json.loads(first)
     guests = {name: bytes.fromhex(code) for name, code in setup["guests"].items()}
     new_machine = machine(setup["host"])
     for line in requests:
         if not line.endswith("\n"):
-            return  # whoever asks was interrupted in the middle of it
+            return
         request = json.loads(line)
         scenario = Scenario(request["sc"], tuple(request["steps"]))
         try:
@@ -61,8 +64,8 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         serve(sys.stdin, replies)
-    except KeyboardInterrupt:
-        return
+    except (KeyboardInterrupt, BrokenPipeError):
+        os._exit(0)  # nobody listens any more: no complaint about what could not be written
 
 
 if __name__ == "__main__":

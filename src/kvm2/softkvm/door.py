@@ -15,6 +15,7 @@ from kvm2.softkvm.memory import ProcessMemory
 from kvm2.softkvm.system import System
 from kvm2.softkvm.vcpu_fd import VcpuFd
 from kvm2.softkvm.vm import Vm
+from kvm2.softkvm.vm_fd import VmFd
 
 if TYPE_CHECKING:
     from kvm2.softkvm.memory import Memory
@@ -105,6 +106,13 @@ class SoftKvm:
         for vm in {getattr(subject, "vm", subject) for subject in subjects}:
             if isinstance(vm, Vm):
                 vm.forget_memory(address, size)
+
+    def memory_written(self, fd: int, address: int, size: int) -> None:
+        """The client changed `size` bytes of its memory behind a slot of VM `fd`: if they were instructions, the guest
+        executes the new ones from its next KVM_RUN on (what a VMM on hardware needs cache maintenance for)."""
+        file = self._files.get(fd)
+        if isinstance(file, VmFd):
+            file.vm.code_written(address, size)
 
     def close(self, fd: int) -> None:
         """Closes a descriptor; EBADF where it is not open."""

@@ -48,38 +48,37 @@ def handle(ex: Execution) -> bool:
     iabt = esr >> EC_SHIFT == EC_IABT_LOW
     fault = esr & FSC_TYPE
     page_ipa = core.hpfar()
-    ipa = page_ipa | core.far & 0xFFF
-    if fault in (FSC_TRANSLATION, FSC_ADDRESS_SIZE):
-        if page_ipa >> vm.ipa_limit:
-            inject_abort(ex, iabt, ipa, fsc=0)
-            return True
-        if page_ipa >> vm.format.ipa_bits:
-            inject_abort(ex, iabt, ipa)
-            return True
-    slot = vm.slots.find(page_ipa >> vm.profile.page_shift)
+    ipa = page_ipa | core.exception.vaddress & 0xFFF
+    if page_ipa >> vm.format.ipa_bits and fault in (FSC_TRANSLATION, FSC_ADDRESS_SIZE):
+        beyond_host = page_ipa >> vm.ipa_limit
+        inject_abort(ex, iabt, ipa, fsc=FSC_ADDRESS_SIZE if beyond_host else FSC_EXTABT)
+        return True
+    slot = vm.slots.find(page_ipa >> vm.page_shift)
     write = (fault == FSC_PERMISSION) if esr & S1PTW else (not iabt and bool(esr & mmio.WNR))
     if slot is None or (write and slot.readonly):
-        return _outside(ex, esr, ipa, slot)
+        vcpu = ex.vcpu
+        vcpu.fault_esr, vcpu.fault_address = esr, core.exception.vaddress
+        if iabt or esr & (S1PTW | mmio.CM):
+            return _not_emulated(ex, esr, slot)
+        return mmio.abort(ex, esr, ipa)
     populate(ex, slot, page_ipa, write=write, execute=iabt)
     if fault == FSC_PERMISSION:
         core.flush_tlb()
     return True
 
 
-def _outside(ex: Execution, esr: int, ipa: int, slot: Slot | None) -> bool:
-    """An access to no slot, or a write to a read-only one: instructions and page tables cannot be emulated."""
-    core, vcpu = ex.core, ex.vcpu
-    vcpu.fault_esr, vcpu.fault_address = esr, core.far
+def _not_emulated(ex: Execution, esr: int, slot: Slot | None) -> bool:
+    """Instructions, page tables and cache maintenance outside every slot: nothing for userspace."""
+    core = ex.core
     if esr >> EC_SHIFT == EC_IABT_LOW:
         inject_abort(ex, True, core.far)
-        return True
-    if esr & S1PTW:
+    elif esr & S1PTW:
         inject_abort(ex, False, core.far)
-        return True
-    if slot is None and esr & mmio.CM:
-        core.pc += 4
-        return True
-    return mmio.abort(ex, esr, ipa)
+    elif slot is None:
+        core.advance()
+    else:
+        return mmio.abort(ex, esr, core.hpfar() | core.far & 0xFFF)
+    return True
 
 
 def populate(ex: Execution, slot: Slot, ipa: int, *, write: bool, execute: bool) -> None:
@@ -102,5 +101,7 @@ def populate(ex: Execution, slot: Slot, ipa: int, *, write: bool, execute: bool)
     old = vm.stage2.translate(base)
     execute = execute or (old is not None and old.executable)
     vm.stage2.map(base, hva, size, writable=writable, executable=execute)
+    if execute:
+        vm.code_pages.add(hva >> vm.format.page_shift)
     if writable and logging:
         vm.slots.mark_dirty_range(base, size)

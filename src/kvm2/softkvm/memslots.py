@@ -140,9 +140,10 @@ class MemSlots:
         self.va_limit = 1 << _va_bits(profile)
         self.alignment = 1 << max(self.page_shift, granule or 0)
         self.manual_protect = 0
-        # By id, and twice by address: first pages (to search) and slots, in the same order.
+        # By id, and three times by address: first pages (to search), the pages behind the last, and slots, in the same order.
         self._by_id: dict[int, Slot] = {}
         self._starts: list[int] = []
+        self._ends: list[int] = []
         self._order: list[Slot] = []
         self._dirty: dict[int, DirtyBitmap] = {}
 
@@ -167,8 +168,7 @@ class MemSlots:
         at = bisect_right(self._starts, gfn) - 1
         if at < 0:
             return None
-        slot = self._order[at]
-        return slot if gfn << self.page_shift < slot.end else None
+        return self._order[at] if gfn < self._ends[at] else None
 
     # -- KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2
 
@@ -211,7 +211,7 @@ class MemSlots:
             return
         if old is not None:
             at = bisect_left(self._starts, old.guest_phys_addr >> self.page_shift)
-            del self._starts[at], self._order[at]
+            del self._starts[at], self._ends[at], self._order[at]
         if new is None or not new.logging:
             self._dirty.pop(change.slot, None)
         elif new.slot not in self._dirty:
@@ -221,6 +221,7 @@ class MemSlots:
             return
         at = bisect_left(self._starts, new.guest_phys_addr >> self.page_shift)
         self._starts.insert(at, new.guest_phys_addr >> self.page_shift)
+        self._ends.insert(at, new.end >> self.page_shift)
         self._order.insert(at, new)
         self._by_id[new.slot] = new
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # ESR_ELx fields of a data abort (Arm ARM, ISS encoding for an exception from a Data Abort).
 ISV, SSE, SF, CM, WNR = 1 << 24, 1 << 21, 1 << 15, 1 << 8, 1 << 6
 FSC_MASK = 0x3F
+BIG_ENDIAN = 1 << 25 | 1 << 24  # SCTLR_EL1.EE, E0E
 MASK64 = (1 << 64) - 1
 
 # Where the fields of the exit lie in `struct kvm_run`.
@@ -31,11 +32,6 @@ _NISV = struct.Struct("=QQ")  # esr_iss, fault_ipa
 
 # What of the syndrome userspace gets when it is not valid (kvm_vcpu_dabt_iss_nisv_sanitized).
 NISV_ISS = CM | WNR | FSC_MASK
-
-
-def access_size(esr: int) -> int:
-    """The bytes of the access: 1 << SAS."""
-    return 1 << (esr >> 22 & 3)
 
 
 def abort(ex: Execution, esr: int, ipa: int) -> bool:
@@ -51,17 +47,19 @@ def abort(ex: Execution, esr: int, ipa: int) -> bool:
         _NISV.pack_into(run, exits.UNION_OFFSET, esr & NISV_ISS, ipa)
         ex.exit_reason = exits.KVM_EXIT_ARM_NISV
         return False
-    size, write = access_size(esr), bool(esr & WNR)
-    ex.mmio_order = "big" if ex.core.big_endian() else "little"
-    if write:
+    core = ex.core
+    size = 1 << (esr >> 22 & 3)
+    ex.mmio_order = "big" if core.sctlr.value & BIG_ENDIAN and core.big_endian() else "little"
+    if esr & WNR:
         target = esr >> 16 & 31
-        value = ex.core.x[target] & (1 << 8 * size) - 1 if target != 31 else 0
+        value = core.x[target] & (1 << 8 * size) - 1 if target != 31 else 0
         if ex.mmio_order == "big":
             value = int.from_bytes(value.to_bytes(size, "big"), "little")
         _WRITE[size].pack_into(run, exits.UNION_OFFSET, ipa, value)
+        _LENGTH.pack_into(run, LENGTH, size, 1)
     else:
         _ADDRESS.pack_into(run, exits.UNION_OFFSET, ipa)
-    _LENGTH.pack_into(run, LENGTH, size, write)
+        _LENGTH.pack_into(run, LENGTH, size, 0)
     ex.mmio_esr = esr
     ex.exit_reason = exits.KVM_EXIT_MMIO
     return False
@@ -72,7 +70,7 @@ def complete(ex: Execution) -> None:
     esr = ex.mmio_esr
     ex.mmio_esr = 0
     if not esr & WNR:
-        size = access_size(esr)
+        size = 1 << (esr >> 22 & 3)  # SAS
         value = int.from_bytes(ex.run_area[DATA : DATA + size], ex.mmio_order)
         if esr & SSE and value >> (8 * size - 1):
             value |= MASK64 << 8 * size & MASK64
@@ -80,5 +78,6 @@ def complete(ex: Execution) -> None:
             value &= 0xFFFF_FFFF
         target = esr >> 16 & 31
         if target != 31:
-            ex.set_x(target, value)
-    ex.set_pc(ex.get_pc() + 4)
+            ex.core.x[target] = value
+    ex.core.advance()
+    ex.stale = True

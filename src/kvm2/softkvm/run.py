@@ -66,17 +66,6 @@ class Execution:
             self.core.save(self.vcpu.state)
             self.stale = False
 
-    def get_pc(self) -> int:
-        return self.core.pc
-
-    def set_pc(self, value: int) -> None:
-        self.core.pc = value
-        self.stale = True
-
-    def set_x(self, number: int, value: int) -> None:
-        self.core.x[number] = value
-        self.stale = True
-
     # ---- KVM_RUN
 
     def run(self) -> int:
@@ -114,7 +103,8 @@ class Execution:
         vcpu.before_entry()
         soft = self.vm.soft_mmu
         if self.core is None or self._soft != soft:
-            self.close()
+            with self.vm.run_lock:
+                self.close()
             self.core, self._soft = self.vm.make_core(vcpu, self.trap), soft
             vcpu.dirty = True
         if vcpu.dirty:
@@ -248,7 +238,7 @@ class Execution:
 
     def trap(self) -> bool:
         """Called inside the core for each exception to EL2. True: go on in the guest; False: leave it."""
-        ec = self.core.syndrome >> 26
+        ec = self.core.exception.syndrome >> 26
         if ec in (EC_DABT, EC_IABT):
             return faults.handle(self)
         if ec == EC_HVC64:
@@ -278,6 +268,8 @@ class Execution:
                 self._drop_code(core.x[target] if target != 31 else 0)
             elif enc != DC_CVAU:
                 self.vm.forget_code()
+                core.pc += 4
+                return False  # out and in again, without what was translated
             core.pc += 4
             return True
         operand = core.x[target] if target != 31 and not read else 0

@@ -6,6 +6,7 @@ lock is what a memslot change holds: while it is held no vCPU walks the stage-2 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -23,53 +24,46 @@ class RunLock:
     """A first-come lock whose holder can be asked to let go.
 
     The holder gives `acquire` a function that stops it (any thread may call it, at any time). A waiting vCPU calls it
-    after a slice, again and again until the lock is passed on; an urgent waiter calls it at once.
+    after a slice, again and again until the lock is free; an urgent waiter calls it at once.
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._waiting: deque[tuple[threading.Event, Callable[[], None]]] = deque()
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
         self._stop_holder: Callable[[], None] | None = None
 
     def acquire(self, stop: Callable[[], None], urgent: bool = False) -> None:
         """Waits for the lock; `stop` is what others call to make this holder release it soon."""
-        with self._mutex:
-            if self._stop_holder is None:
-                self._stop_holder = stop
-                return
-            turn = threading.Event()
-            entry = (turn, stop)
-            self._waiting.append(entry)
-        try:
-            while not turn.wait(0.0 if urgent else SLICE_SECONDS):
-                with self._mutex:
-                    holder = self._stop_holder
-                if holder is not None and not turn.is_set():
-                    holder()
-                urgent = False
-        except BaseException:
-            self._give_up(entry)
-            raise
+        if self._waiting or not self._lock.acquire(False):
+            self._wait(urgent)
+        self._stop_holder = stop
 
-    def _give_up(self, entry: tuple[threading.Event, Callable[[], None]]) -> None:
-        with self._mutex:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                return
-        self.release()
+    def _wait(self, urgent: bool) -> None:
+        turn = threading.Event()
+        self._waiting.append(turn)
+        try:
+            while self._waiting[0] is not turn or not self._lock.acquire(False):
+                holder = self._stop_holder
+                if urgent and holder is not None:
+                    holder()
+                # Also without a call to `set` it looks again: the holder may have released just before it queued.
+                turn.wait(SLICE_SECONDS)
+                urgent = True
+        finally:
+            self._waiting.remove(turn)
+            self._next()
+
+    def _next(self) -> None:
+        """Wakes the one who has waited longest; it takes the lock, if it is free."""
+        with contextlib.suppress(IndexError):
+            self._waiting[0].set()
 
     def release(self) -> None:
-        """Passes the lock to the one who has waited longest."""
-        with self._mutex:
-            if self._waiting:
-                turn, self._stop_holder = self._waiting.popleft()
-                turn.set()
-            else:
-                self._stop_holder = None
-
-    def contended(self) -> bool:
-        """Whether somebody waits."""
-        return bool(self._waiting)
+        """Lets the next one have it."""
+        self._stop_holder = None
+        self._lock.release()
+        if self._waiting:
+            self._next()
 
     def __enter__(self) -> RunLock:
         """For short work on the VM with all its vCPUs out of the guest."""

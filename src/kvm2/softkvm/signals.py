@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import threading
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 # Without a byte (the application has a wake-up descriptor of its own) handlers run at least this often.
 POLL_SECONDS = 0.25
-# The descriptor is looked at again this often: to ask costs as much as to set it.
-CHECK_SECONDS = 0.05
+# The descriptor is looked at again every so many entries: to ask costs as much as to set it.
+CHECK_MASK = 0x3F
 
 _main = threading.main_thread()
 
@@ -36,7 +35,7 @@ class _Watcher:
             os.set_blocking(fd, False)
         self.pid = os.getpid()
         self.kick: Callable[[bool], None] | None = None
-        self.installed = -CHECK_SECONDS
+        self.entries = 0
         threading.Thread(target=self._watch, name="kvm2-signals", daemon=True).start()
 
     def _watch(self) -> None:
@@ -49,12 +48,11 @@ class _Watcher:
             if kick is not None:
                 kick(bool(ready))
 
-    def install(self, now: float) -> None:
+    def install(self) -> None:
         """Makes our pipe the wake-up descriptor, unless the application has one."""
         previous = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         if previous not in (-1, self.writer):
             signal.set_wakeup_fd(previous)
-        self.installed = now
 
 
 _watcher: _Watcher | None = None
@@ -72,9 +70,9 @@ def enter(kick: Callable[[bool], None]) -> bool:
     if watcher is None or watcher.pid != os.getpid():
         watcher = _watcher = _Watcher()
     watcher.kick = kick
-    now = time.monotonic()
-    if now - watcher.installed >= CHECK_SECONDS:
-        watcher.install(now)
+    if not watcher.entries & CHECK_MASK:
+        watcher.install()
+    watcher.entries += 1
     return True
 
 

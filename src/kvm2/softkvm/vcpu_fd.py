@@ -55,23 +55,20 @@ class VcpuFd:
         vm = self._vm
         if vm.dead or vm.birth is not process.birth:
             vm.check_alive()
-        if request == KVM_RUN:
-            return self._run(arg)
+        if request == KVM_RUN and not arg:
+            try:
+                with self._lock:
+                    return self.execution.run()
+            finally:
+                if vm.doomed:
+                    vm.destroy()  # the last descriptor was closed meanwhile
         method = self._methods.get(request)
         if method is None:
+            if request == KVM_RUN:
+                raise KvmError(errno.EINVAL, f"KVM_RUN takes no argument, not {arg:#x}")
             raise KvmError(errno.EINVAL, f"{request:#x} is no ioctl of an arm64 vCPU")
         with self._lock:
             return method(arg)
-
-    def _run(self, arg: int) -> int:
-        if arg:
-            raise KvmError(errno.EINVAL, f"KVM_RUN takes no argument, not {arg:#x}")
-        try:
-            with self._lock:
-                return self.execution.run()
-        finally:
-            if self._vm.doomed:
-                self._vm.destroy()  # the last descriptor was closed meanwhile
 
     def map(self) -> memoryview:
         """The shared `struct kvm_run` area."""

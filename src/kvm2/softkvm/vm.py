@@ -46,9 +46,9 @@ class Vm:
     """One VM of the software KVM. Made whole by its constructor, or configuring until the negotiation commits."""
 
     def __init__(self, profile: Profile, memory: Memory, config: VmConfig | Configuring) -> None:
-        self.profile, self.memory = profile, memory
+        self.profile, self.memory, self.page_shift = profile, memory, profile.page_shift
         self.birth, self.pid = process.birth, os.getpid()
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # taken after the run lock by whoever needs both: a guest's call may take it
         self.run_lock = RunLock()
         self.vcpus: dict[int, Vcpu] = {}
         self.executions: list[Execution] = []
@@ -59,6 +59,7 @@ class Vm:
         self.return_nisv_to_user = False
         self.last_core: Core | None = None
         self.code_generation = 0
+        self.code_pages: set[int] = set()  # granules of the client's memory from which the guest has executed
         self.soft_mmu = False
         self._arm: VmArm | None = None
         self._stage2: Stage2 | None = None
@@ -113,7 +114,8 @@ class Vm:
     def destroy(self) -> None:
         """The last descriptor is closed: cores and tables go, as soon as no vCPU runs any more."""
         self.doomed = True
-        with self.lock:
+        # A vCPU that runs reaches into the cores of the others (IC IVAU): none may go away under it.
+        with self.run_lock, self.lock:
             if not all(execution.close() for execution in list(self.executions)):
                 return  # the thread in KVM_RUN comes here again when it is out
             self.executions.clear()
@@ -206,7 +208,7 @@ class Vm:
 
     def set_memory(self, region: UserspaceMemoryRegion | UserspaceMemoryRegion2) -> int:
         """Adds, moves, changes or deletes a slot; no vCPU is in the guest while slots and tables change."""
-        with self.lock, self.run_lock:
+        with self.run_lock, self.lock:
             change = self.slots.set(region)
             for ipa, size in change.unmap:
                 self.stage2.unmap(ipa, size)
@@ -224,7 +226,7 @@ class Vm:
     def get_dirty_log(self, slot: int, bitmap: int) -> int:
         """Writes the slot's dirty bitmap to the client's memory; its pages are protected again (and the bits clear)
         unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on."""
-        with self.lock, self.run_lock:
+        with self.run_lock, self.lock:
             dirty = self.slots.get_dirty(slot)
             self._protect(dirty.protect)
         self.memory.write(bitmap, dirty.bitmap)
@@ -232,7 +234,7 @@ class Vm:
 
     def clear_dirty_log(self, log: ClearDirtyLog) -> int:
         """Clears the bits of the client's mask and protects their pages again."""
-        with self.lock, self.run_lock:
+        with self.run_lock, self.lock:
             self._protect(
                 self.slots.clear_dirty(
                     log.slot, log.first_page, log.num_pages, lambda size: self.memory.read(log.dirty_bitmap, size)
@@ -243,7 +245,7 @@ class Vm:
     def forget_memory(self, address: int, size: int) -> None:
         """The client's memory in [address, address + size) goes away: no stage-2 entry leads there any more, and the
         next access to it is a fault (what an MMU notifier does: `kvm_unmap_gfn_range`)."""
-        with self.lock, self.run_lock:
+        with self.run_lock, self.lock:
             for slot in self._slots or ():
                 first = max(address, slot.userspace_addr)
                 last = min(address + size, slot.userspace_addr + slot.memory_size)
@@ -253,3 +255,15 @@ class Vm:
     def forget_code(self) -> None:
         """Every core drops its translated instructions before it runs again."""
         self.code_generation += 1
+
+    def code_written(self, address: int, size: int) -> None:
+        """The client changed its memory [address, address + size): what was translated from it is dropped."""
+        if not self.code_pages or size <= 0:
+            return
+        shift = self.format.page_shift
+        if self.code_pages.isdisjoint(range(address >> shift, (address + size - 1 >> shift) + 1)):
+            return
+        with self.run_lock:
+            for execution in self.executions:
+                if execution.core is not None:
+                    execution.core.drop_code(address, size)

@@ -52,7 +52,7 @@ class VmFd:
     def __init__(self, vm: Vm, door: SoftKvm) -> None:
         self.vm, self.door, self.subject = vm, door, vm
         self._users = 1
-        self._users_lock = threading.Lock()
+        self._users_lock = threading.RLock()  # the collector may close a handle anywhere
         self._methods: dict[int, Callable[[int], int]] = {
             io.KVM_CHECK_EXTENSION: vm.check_extension,
             io.KVM_VM2_GET_ATTR: self._get_attr,

@@ -33,6 +33,9 @@ static inline void report(u64 value) { vu64 *out = OUT(this_cpu()); out[1 + out[
 extern vu64 resume[4];
 vu64 resume[4];
 
+/* A guest that puts things right and tries again defines it: 1 where it did. */
+int fixup(struct frame *f) __attribute__((weak));
+
 /* Every synchronous exception: written down, then stepped over (SVC is already). SVC #0x7f leaves EL0. */
 void handle(struct frame *f) {
 	u64 cpu = this_cpu(), ec = f->esr >> 26;
@@ -45,6 +48,8 @@ void handle(struct frame *f) {
 	at[0] = f->vector; at[1] = f->esr; at[2] = f->elr; at[3] = f->far; at[4] = f->spsr;
 	if (++log[0] > 1000)
 		system_off();
+	if (fixup && fixup(f))
+		return;
 	if (resume[cpu]) {
 		f->elr = resume[cpu];
 		resume[cpu] = 0;

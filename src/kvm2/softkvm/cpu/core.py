@@ -38,6 +38,17 @@ SERROR_VECTOR: Final = 0x180  # from the synchronous vector of the same group
 _UNTIL: Final = (1 << 64) - 4
 _NO_ADDRESS: Final = (1 << 64) - 1
 
+# The access fields of instruction words that were looked at: a guest has few that touch devices.
+_access_iss: dict[int, int] = {}
+_REMEMBERED = 4096
+
+
+def _remember(word: int) -> int:
+    if len(_access_iss) >= _REMEMBERED:
+        _access_iss.clear()
+    iss = _access_iss[word] = decode.access_iss(word)
+    return iss
+
 
 class Core(CoreSettings):
     """An emulated core of `model` "a72" (Armv8.0) or "max" (v8.4 with SVE and pointer authentication).
@@ -65,7 +76,7 @@ class Core(CoreSettings):
         self.on_trap, self.on_undef = on_trap, on_undef
         self.error = ""
         instance = self.instance
-        self._exception = instance.exception
+        self.exception = instance.exception
         self._cpu = instance.cpu
         self._fast = instance.engine.FAST
         self._hpfar = instance.cell(reg.HPFAR_EL2)
@@ -106,12 +117,12 @@ class Core(CoreSettings):
     @property
     def syndrome(self) -> int:
         """ESR_EL2 of the trap, as the emulator reports it; for data aborts see `abort_syndrome`."""
-        return int(self._exception.syndrome)
+        return int(self.exception.syndrome)
 
     @property
     def far(self) -> int:
         """FAR_EL2 of an abort."""
-        return int(self._exception.vaddress)
+        return int(self.exception.vaddress)
 
     def hpfar(self) -> int:
         """The IPA of a stage-2 abort, its low 12 bits zero (HPFAR_EL2.FIPA)."""
@@ -129,12 +140,20 @@ class Core(CoreSettings):
 
     def abort_syndrome(self) -> int:
         """ESR_EL2 of an abort with the access fields that hardware gives (ISV 0 for write-back forms)."""
-        esr = int(self._exception.syndrome)
+        esr: int = self.exception.syndrome
         if esr & decode.ISV and esr >> EC_SHIFT == EC_DABT_LOW:
-            word = self.insn()
+            instance = self.instance
+            word = instance.read_code(instance.pc_cell.value)
             if word is not None:
-                esr = esr & ~decode.ISS_FIELDS | decode.access_iss(word)
+                iss = _access_iss.get(word)
+                if iss is None:
+                    iss = _remember(word)
+                esr = esr & ~decode.ISS_FIELDS | iss
         return esr
+
+    def advance(self) -> None:
+        """PC goes on to the next instruction."""
+        self.instance.pc_cell.value += 4
 
     def deliver_el1(self, esr: int, far: int | None = None) -> None:
         """Make the guest take a synchronous exception at EL1, now: inside `on_trap` or while stopped.
@@ -164,7 +183,8 @@ class Core(CoreSettings):
                 return "stop"
             gate.in_hook = False
             self.instance.exclusive.value = _NO_ADDRESS  # an exception return to the guest clears the monitor
-            self._hcr.show()
+            if not self._hcr.shown:
+                self._hcr.show()
             if self._unfinished:
                 self._finish()
             return self._run()
@@ -227,7 +247,7 @@ class Core(CoreSettings):
                 self._leave("trap")
 
     def _take(self) -> None:
-        exception = self._exception
+        exception = self.exception
         esr = exception.syndrome
         ec = esr >> EC_SHIFT
         if exception.target_el == 1:
@@ -266,7 +286,7 @@ class Core(CoreSettings):
         """The emulator's address-size fault, which on this host may be a stage-2 fault."""
         self._gate.in_hook = True
         try:
-            handled = self._high.beyond(esr, int(self._exception.vaddress))
+            handled = self._high.beyond(esr, int(self.exception.vaddress))
         finally:
             self._soft_fault = None
         if handled is None:

@@ -63,7 +63,7 @@ class Instance:
         env, layout = self.env, self.layout
         self.x = (c_uint64 * 31).from_address(env + 64)
         self.sp = c_uint64.from_address(env + 64 + 31 * 8)
-        self._pc = c_uint64.from_address(env + 64 + 32 * 8)
+        self.pc_cell = c_uint64.from_address(env + 64 + 32 * 8)
         self.exception = calibrate.ExceptionInfo.from_address(env + layout.exception_in_env)
         self.exception_index = c_int32.from_address(self.cpu + layout.exception_index_in_cpu)
         self._word = c_uint32()
@@ -107,11 +107,11 @@ class Instance:
     @property
     def pc(self) -> int:
         """The program counter, live."""
-        return self._pc.value
+        return self.pc_cell.value
 
     @pc.setter
     def pc(self, value: int) -> None:
-        self._pc.value = value
+        self.pc_cell.value = value
 
     def read_sys(self, enc: int) -> int:
         """A system register of the core, EL2 and EL3 ones too."""

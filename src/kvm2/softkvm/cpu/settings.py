@@ -31,7 +31,7 @@ class CoreSettings:
         with_pauth = inst.HCR_API | inst.HCR_APK if pauth and model == "max" else 0
         self._hcr = HypervisorConfig(instance, inst.HCR_GUEST | with_pauth)
         self._gate = StopGate(instance.request_stop)
-        self._sctlr = instance.cell(reg.SCTLR_EL1)
+        self.sctlr = instance.cell(reg.SCTLR_EL1)
         self._registers = sysregs.Overrides(instance, self._gate)
         self._sve = False
         self._native_stage2 = True
@@ -77,7 +77,7 @@ class CoreSettings:
 
     def big_endian(self) -> bool:
         """Whether the guest's data accesses are big-endian now (SCTLR_EL1.EE, or E0E at EL0)."""
-        sctlr = self._sctlr.value
+        sctlr = self.sctlr.value
         if not sctlr & (_SCTLR_EE | _SCTLR_E0E):
             return False
         return bool(sctlr & (_SCTLR_EE if self.pstate & 0xC else _SCTLR_E0E))
