@@ -8,6 +8,7 @@ MemoryRange(base=1073741824, size=536870912)
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def parse_memory_map(texts: Iterable[str]) -> tuple[MemoryRange, ...]:
     if not given:
         raise UsageError("no memory given: --memory SIZE@ADDRESS, once or more")
     given.sort(key=lambda entry: entry[0].base)
-    for (before, before_text), (after, after_text) in zip(given, given[1:], strict=False):
+    for (before, before_text), (after, after_text) in itertools.pairwise(given):
         if after.base < before.end:
             raise UsageError(f"memory {before_text!r} and {after_text!r} overlap at {after.base:#x}")
     return tuple(piece for piece, _ in given)

@@ -7,8 +7,9 @@ import pytest
 from kvm2.abi import vm2
 from kvm2.abi.findings import NO_ATTR
 from kvm2.abi.wire import Buffer, decode, encode
-from kvm2.softkvm.memory_image import LIST as BASE
-from kvm2.softkvm.memory_image import MemoryImage, list_image
+
+from ..memory_image import LIST as BASE
+from ..memory_image import MemoryImage, list_image
 
 ARRAY = 0x2000
 ONE_OF_EACH = (

@@ -8,8 +8,9 @@ from kvm2.abi import vm2
 from kvm2.abi.attrs import plans_for
 from kvm2.abi.findings import NO_ATTR
 from kvm2.abi.wire import decode
-from kvm2.softkvm.memory_image import FIRST, list_image
-from kvm2.softkvm.memory_image import LIST as BASE
+
+from ..memory_image import FIRST, list_image
+from ..memory_image import LIST as BASE
 
 ARRAY = 0x2000
 ONE_OF_EACH = (

@@ -8,8 +8,9 @@ from kvm2.abi import vm2
 from kvm2.abi.attrs import make_plans
 from kvm2.abi.layout import Structure, field, u16, u32, u64
 from kvm2.abi.wire import decode
-from kvm2.softkvm.memory_image import LIST as BASE
-from kvm2.softkvm.memory_image import list_image
+
+from ..memory_image import LIST as BASE
+from ..memory_image import list_image
 
 ARRAY = 0x2000
 ONE_OF_EACH = (

@@ -50,7 +50,9 @@ def test_alignment_checks_of_data():
     assert taken.ec == DABT_SAME and taken.esr & 0x3F == ALIGNMENT
 
 
-@pytest.mark.xfail(strict=True, reason="Unicorn 2.1.4 (QEMU 5.0) has no PC alignment fault: it executes what lies there")
+@pytest.mark.xfail(
+    strict=True, reason="Unicorn 2.1.4 (QEMU 5.0) has no PC alignment fault: it executes what lies there"
+)
 def test_alignment_check_of_the_pc():
     (taken,) = play("alignment", options=("-DPART=1",)).log()
     assert taken.ec == PC_ALIGNMENT

@@ -76,7 +76,14 @@ def test_zero_register():
         assert isinstance(b.vcpu.run_once(), SystemEvent)
 
 
-NISV = ["ldp x13, x4, [x1]", "stp x13, x4, [x1]", "ldr q0, [x1]", "str x2, [x1], #8", "ldxr x13, [x1]", "ld1 {v0.16b}, [x1]"]
+NISV = [
+    "ldp x13, x4, [x1]",
+    "stp x13, x4, [x1]",
+    "ldr q0, [x1]",
+    "str x2, [x1], #8",
+    "ldxr x13, [x1]",
+    "ld1 {v0.16b}, [x1]",
+]
 
 
 @pytest.mark.parametrize("text", NISV)
@@ -123,7 +130,8 @@ def test_a_read_only_slot():
     with bench() as b:
         rom = b.vm.map(0x5000_0000, 0x10000, readonly=True)
         rom.write(0, (0x1234).to_bytes(8, "little") + bytes.fromhex("c0035fd6"))  # ret
-        exit = b.run(f"ldr x13, [x1]\n add x4, x1, #8\n blr x4\n str x2, [x1]\n ldr x5, [x1]{OFF}", x1=0x5000_0000, x2=9)
+        text = f"ldr x13, [x1]\n add x4, x1, #8\n blr x4\n str x2, [x1]\n ldr x5, [x1]{OFF}"
+        exit = b.run(text, x1=0x5000_0000, x2=9)
         assert (exit.address, exit.value, exit.is_write) == (0x5000_0000, 9, True)
         assert isinstance(b.vcpu.run_once(), SystemEvent)
         assert b.vcpu.regs.x13 == b.vcpu.regs.x5 == 0x1234

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click import Abort
 from click.testing import CliRunner
 
 from kvm2.cli.replay import command
@@ -106,6 +108,20 @@ def test_recording_and_comparing_with_it(files: Path) -> None:
     assert done.return_value == 1
     assert "recorded [52, 0]" in done.output
     assert "here     [40, 0]" in done.output
+
+
+def test_an_interrupt_keeps_what_was_played(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play_one_and_stop(self: Pool, scenarios: list[Scenario], patience_ms: int) -> Iterator[Played]:
+        yield Played(SYSTEM.name, ([12, 0], [52, 0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "play", play_one_and_stop)
+    record = files / "r.jsonl"
+    done = CliRunner().invoke(
+        command, [str(files / "s.json"), "--host", HOST, "--record", str(record)], standalone_mode=False
+    )
+    assert isinstance(done.exception, Abort | KeyboardInterrupt)
+    assert record.read_text().splitlines()[1] == '{"sc":"sys/api","r":[[12,0],[52,0]]}'
 
 
 def test_answers_on_standard_output(files: Path) -> None:

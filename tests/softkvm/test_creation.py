@@ -9,8 +9,9 @@ from kvm2.abi import vm2
 from kvm2.abi.findings import NO_ATTR, Finding
 from kvm2.errors import KvmError
 from kvm2.softkvm import creation, profile
-from kvm2.softkvm.memory_image import LIST, list_image
 from kvm2.softkvm.vmconfig import Configuring, VmConfig
+
+from ..memory_image import LIST, list_image
 
 SET_LENGTHS, FOLLOW = 1, 2
 SKIP_UNKNOWN, SKIP_UNSUPPORTED = 1, 2

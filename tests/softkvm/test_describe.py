@@ -10,7 +10,8 @@ from kvm2.errors import KvmError
 from kvm2.softkvm import creation, profile
 from kvm2.softkvm.describe import attr_infos, describe_vm2
 from kvm2.softkvm.limits import limits_of
-from kvm2.softkvm.memory_image import LIST, MemoryImage, list_image
+
+from ..memory_image import LIST, MemoryImage, list_image
 
 ARG, ENTRIES = 0x1000, 0x8000
 HOSTS = ["max-4k-6.12", "apple-m1", "max-4k-protected", "max-4k-nolpa2", "a64fx-4k", "max-4k-gicv2", "armv9-64k-52",

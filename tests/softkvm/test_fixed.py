@@ -9,8 +9,9 @@ from kvm2.abi import vm2
 from kvm2.abi.findings import NO_ATTR
 from kvm2.errors import KvmError
 from kvm2.softkvm import creation, profile
-from kvm2.softkvm.memory_image import LIST, MemoryImage, list_image
 from kvm2.softkvm.vmconfig import VmConfig
+
+from ..memory_image import LIST, MemoryImage, list_image
 
 BIG, M1 = "max-4k-6.12", "apple-m1"
 SVE, IPA = vm2.KVM_ARM_SVE_CAPABLE, vm2.KVM_ARM_SELECT_IPA

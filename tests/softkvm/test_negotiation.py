@@ -12,7 +12,8 @@ from kvm2.abi.findings import NO_ATTR
 from kvm2.abi.layout import Structure, field, u16, u32, u64
 from kvm2.errors import KvmError
 from kvm2.softkvm import creation, negotiation, profile
-from kvm2.softkvm.memory_image import LIST, MemoryImage, list_image
+
+from ..memory_image import LIST, MemoryImage, list_image
 
 BIG, M1 = "max-4k-6.12", "apple-m1"
 OUT, HEAD = 0x900000, 0x800000

@@ -9,7 +9,8 @@ from kvm2.abi import vm2
 from kvm2.abi.findings import read_records
 from kvm2.errors import KvmError
 from kvm2.softkvm import creation, profile
-from kvm2.softkvm.memory_image import FIRST, LIST, STEP, list_image
+
+from ..memory_image import FIRST, LIST, STEP, list_image
 
 RECORDS = 0x700000
 BIG, M1 = "max-4k-6.12", "apple-m1"

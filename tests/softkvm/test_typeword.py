@@ -7,8 +7,9 @@ import pytest
 
 from kvm2.errors import KvmError, UsageError
 from kvm2.softkvm import creation, profile
-from kvm2.softkvm.memory_image import LIST, MemoryImage, list_image
 from kvm2.softkvm.typeword import WORDS
+
+from ..memory_image import LIST, MemoryImage, list_image
 
 PS = {8: 32, 9: 36, 10: 40, 11: 42, 12: 44, 13: 48, 14: 52}
 ENUM = [40, 32, 36, 42, 44, 48, 52, 56]

@@ -49,8 +49,9 @@ class _Worker:
         process = self._process or self._start()
         assert process.stdout is not None
         timer = threading.Timer(HANG_SECONDS, process.kill)
-        timer.start()
+        timer.daemon = True  # an interrupt may arrive before anybody can cancel it
         try:
+            timer.start()
             self._send(process, {"sc": scenario.name, "steps": scenario.steps, "patience_ms": patience_ms})
             line = process.stdout.readline()
         finally:

@@ -1,7 +1,7 @@
 """KVM_CREATE_DEVICE: which devices the host has.
 
-The vGIC can be created, as on the host; it cannot be configured yet, so the first KVM_RUN finds it unconfigured and ends
-the VM, which is what the kernel does too.
+The vGIC can be created, as on the host; it cannot be configured yet, so the first KVM_RUN finds it unconfigured and
+ends the VM, which is what the kernel does too.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class SoftKvm:
         return file.ioctl(request & 0xFFFF_FFFF, arg & 0xFFFF_FFFF_FFFF_FFFF)
 
     def kvm_run(self, fd: int) -> memoryview:
-        """The `struct kvm_run` area of a vCPU, KVM_GET_VCPU_MMAP_SIZE bytes, shared with it (mmap of the descriptor)."""
+        """The `struct kvm_run` of a vCPU, KVM_GET_VCPU_MMAP_SIZE bytes, shared with it (mmap of the descriptor)."""
         return self._vcpu(fd).map()
 
     def kick(self, fd: int) -> None:

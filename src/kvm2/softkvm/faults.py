@@ -82,7 +82,7 @@ def _not_emulated(ex: Execution, esr: int, slot: Slot | None) -> bool:
 
 
 def populate(ex: Execution, slot: Slot, ipa: int, *, write: bool, execute: bool) -> None:
-    """Maps the granule around `ipa` of `slot`, as far as the client's memory allows; KvmError(EFAULT) where it does not."""
+    """Maps the granule around `ipa` of `slot` as the client's memory allows; KvmError(EFAULT) where it does not."""
     vm = ex.vm
     size = 1 << vm.format.page_shift
     base = ipa & -size

@@ -140,7 +140,7 @@ class MemSlots:
         self.va_limit = 1 << _va_bits(profile)
         self.alignment = 1 << max(self.page_shift, granule or 0)
         self.manual_protect = 0
-        # By id, and three times by address: first pages (to search), the pages behind the last, and slots, in the same order.
+        # By id, and by address, in one order: first pages (to search), pages behind the last, slots.
         self._by_id: dict[int, Slot] = {}
         self._starts: list[int] = []
         self._ends: list[int] = []

@@ -26,7 +26,7 @@ MASK64 = (1 << 64) - 1
 DATA = exits.UNION_OFFSET + exits.Mmio.LAYOUT.at("data").offset
 LENGTH = exits.UNION_OFFSET + exits.Mmio.LAYOUT.at("len").offset
 _ADDRESS = struct.Struct("=Q")
-_WRITE = {1: struct.Struct("=QB"), 2: struct.Struct("=QH"), 4: struct.Struct("=QI"), 8: struct.Struct("=QQ")}  # and data
+_WRITE = {size: struct.Struct(f"=Q{code}") for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))}  # and data
 _LENGTH = struct.Struct("=IB")  # len, is_write
 _NISV = struct.Struct("=QQ")  # esr_iss, fault_ipa
 
@@ -41,8 +41,8 @@ def abort(ex: Execution, esr: int, ipa: int) -> bool:
         if not ex.vm.return_nisv_to_user:
             raise KvmError(
                 errno.ENOSYS,
-                f"the access to IPA {ipa:#x}, outside every slot, has no valid syndrome (ESR_EL2 {esr:#x}: a pair, SIMD, "
-                "exclusive or write-back form): map memory there, or enable KVM_CAP_ARM_NISV_TO_USER",
+                f"the access to IPA {ipa:#x}, outside every slot, has no valid syndrome (ESR_EL2 {esr:#x}: a pair, "
+                "SIMD, exclusive or write-back form): map memory there, or enable KVM_CAP_ARM_NISV_TO_USER",
             )
         _NISV.pack_into(run, exits.UNION_OFFSET, esr & NISV_ISS, ipa)
         ex.exit_reason = exits.KVM_EXIT_ARM_NISV

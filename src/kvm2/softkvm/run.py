@@ -69,7 +69,7 @@ class Execution:
     # ---- KVM_RUN
 
     def run(self) -> int:
-        """0 with an exit in the run area; KvmError(EINTR) after a signal, or what the kernel answers a wrong use with."""
+        """0 with an exit in the run area; KvmError(EINTR) after a signal, or the kernel's answer to a wrong use."""
         vcpu = self.vcpu
         if not vcpu.has_run:
             vcpu.check_runnable()
@@ -116,7 +116,7 @@ class Execution:
             vcpu.dirty = self.stale = False
 
     def _refuse_aarch32(self) -> None:
-        """As `vcpu_mode_is_bad_32bit` where the host has no AArch32 EL0; elsewhere the emulated core is what lacks it."""
+        """As `vcpu_mode_is_bad_32bit` where the host has no AArch32 EL0; elsewhere the emulated core lacks it."""
         vcpu = self.vcpu
         why = f"PSTATE {vcpu.state.pstate:#x} is AArch32"
         if vcpu.vm.arm.has_aarch32_el0():

@@ -161,8 +161,8 @@ class Vm:
         """`kvm_arch_vcpu_run_pid_change`: a vGIC that was never configured kills the VM at its first run."""
         if self.irqchip:
             self.dead = (
-                "KVM_RUN with a vGIC that was not initialised: the VM is dead (as in the kernel). Interrupt controllers are "
-                "not executed yet: run the guest without one"
+                "KVM_RUN with a vGIC that was not initialised: the VM is dead (as in the kernel). Interrupt "
+                "controllers are not executed yet: run the guest without one"
             )
             raise KvmError(errno.ENXIO, self.dead)
         with self.lock:

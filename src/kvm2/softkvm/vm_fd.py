@@ -47,7 +47,7 @@ ARM64 = "arm64"
 
 
 class VmFd:
-    """One VM's descriptor; `hold` and `drop` count what keeps the VM alive (this descriptor, its vCPUs, its devices)."""
+    """One VM's descriptor; `hold` and `drop` count what keeps the VM alive: this descriptor, vCPUs, devices."""
 
     def __init__(self, vm: Vm, door: SoftKvm) -> None:
         self.vm, self.door, self.subject = vm, door, vm
@@ -100,7 +100,7 @@ class VmFd:
     # ---- ioctls
 
     def ioctl(self, request: int, arg: int) -> int:
-        """`kvm_vm_ioctl`: EIO on a dead or foreign VM, EINVAL for an unknown request, ENOEXEC while it is configuring."""
+        """`kvm_vm_ioctl`: EIO on a dead or foreign VM, EINVAL for an unknown request, ENOEXEC while configuring."""
         vm = self.vm
         vm.check_alive()
         method = self._methods.get(request)

@@ -95,18 +95,6 @@ def test_unknown_models_and_registers() -> None:
     machine.close()  # twice is harmless
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the other reader of Linux")
-def test_the_readers_agree() -> None:
-    text = ctypes.create_string_buffer(b"something", 9)
-    address = ctypes.addressof(text)
-    for reader in (peek._linux_reader(), peek._proc_reader()):
-        assert reader(address, 9) == b"something"
-        assert reader(16, 9) is None
-    assert peek.peek(address, 0) == b""
-    assert peek.peek(-1, 8) is None
-    assert peek.peek_prefix(16, 8) == b""
-
-
 def test_importing_the_core_does_not_import_the_unicorn_package() -> None:
     code = "import sys; import kvm2.softkvm.cpu.core as c; c.Core('a72', bool).close(); print('unicorn' in sys.modules)"
     source = Path(calibrate.__file__).parents[3]
