@@ -25,18 +25,19 @@ def measure(figure: Figure) -> dict[str, object]:
         measured = figure.measure()
     except Unavailable as reason:
         return {**row, "verdict": "skipped", "reason": str(reason)}
+    verdict = "-" if figure.goal is None else "kept" if figure.kept(measured) else "MISSED"
     values = {"figure": measured.figure, "ours": measured.ours, "baseline": measured.baseline, "unit": measured.unit}
-    return {**row, **values, "verdict": "kept" if figure.kept(measured) else "MISSED"}
+    return {**row, **values, "verdict": verdict}
 
 
 def line(figure: Figure, row: dict[str, object]) -> str:
     """A row of the table."""
-    goal = f"{'>=' if figure.at_least else '<='} {figure.goal:g}{figure.unit}"
+    goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}{figure.unit}"
     if row["verdict"] == "skipped":
-        return f"{figure.key:10} {goal:>10} {'':>10}  skipped: {row['reason']}"
+        return f"{figure.key:11} {goal:>10} {'':>10}  skipped: {row['reason']}"
     value = f"{row['figure']:.2f}{figure.unit}"
     detail = f"{row['ours']:.3g} / {row['baseline']:.3g} {row['unit']}"
-    return f"{figure.key:10} {goal:>10} {value:>10}  {row['verdict']:8} {detail:22} {figure.title}"
+    return f"{figure.key:11} {goal:>10} {value:>10}  {row['verdict']:8} {detail:22} {figure.title}"
 
 
 def main() -> int:

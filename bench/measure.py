@@ -35,13 +35,15 @@ class Figure:
 
     key: str
     title: str
-    goal: float
+    goal: float | None  # None: shown, not judged
     measure: Callable[[], Measured]
     at_least: bool = False
     unit: str = "x"
 
     def kept(self, measured: Measured) -> bool:
         """Whether the figure is within its goal."""
+        if self.goal is None:
+            return True
         return measured.figure >= self.goal if self.at_least else measured.figure <= self.goal
 
 

@@ -64,7 +64,7 @@ class Ram:
 
     @property
     def view(self) -> memoryview:
-        """The memory itself, writable. Instructions that the guest has executed are changed with `write` or by index."""
+        """The memory itself, writable. Change instructions that the guest has executed with `write` or by index."""
         return self._allocation.view
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """The process of battery F6 that runs hostile guests: `python f6_worker.py SEED FIRST COUNT`.
 
-A line of JSON for each guest, written when it begins and when it has ended, so that whoever reads them knows which guest
-the process died of. The emulator's C code may crash; what must never happen is a write outside of the guest's slots.
+A line of JSON for each guest, written when it begins and when it has ended, so that whoever reads them knows which
+guest the process died of. The emulator's C code may crash; what must never happen is a write outside of the slots.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ GUARD = 1 << 20
 RAM_SIZE = 1 << 20
 ROM_SIZE = 1 << 16
 CODE, VECTORS, TABLES, DATA = 0, 0x10000, 0x20000, 0x80000
-# Steps over the instruction: msr tpidr_el1, x17; mrs x17, elr_el1; add x17, x17, #4; msr elr_el1, x17; mrs x17, tpidr_el1; eret
+# Steps over the instruction: msr tpidr_el1, x17; mrs x17, elr_el1; add x17, x17, #4; msr elr_el1, x17;
+# mrs x17, tpidr_el1; eret
 STEP_OVER = struct.pack("<6I", 0xD518D091, 0xD5384031, 0x91001231, 0xD5184031, 0xD538D091, 0xD69F03E0)
 HOSTS = (  # name, IPA bits, where the RAM lies
     ("cortex-a57-4k", 40, 1 << 30),

@@ -1,4 +1,4 @@
-"""F6: hostile guests: random and biased words, self-modifying code, MMIO of every form, floods of calls, hostile tables.
+"""F6: hostile guests: random words, self-modifying code, MMIO of every form, floods of calls, hostile page tables.
 
 Every guest ends with a defined exit or with its time budget, and writes nothing outside of its slots. Guests run in
 processes of their own (`f6_worker.py`): the emulator's C code may crash, and then the guest that did it is named here.

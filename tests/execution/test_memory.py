@@ -39,7 +39,8 @@ PLACES = [
 @pytest.mark.parametrize(("host", "bits", "gpa"), PLACES)
 def test_code_and_data_anywhere(host, bits, gpa):
     with bench(host, gpa, vm_of=of_bits(bits)) as b:
-        text = f"mov x13, #0\n1: str x13, [x1, x13, lsl #3]\n add x13, x13, #1\n cmp x13, #512\n b.ne 1b\n ldr x4, [x1, #800]{OFF}"
+        text = "mov x13, #0\n1: str x13, [x1, x13, lsl #3]\n add x13, x13, #1\n cmp x13, #512\n b.ne 1b\n"
+        text += f" ldr x4, [x1, #800]{OFF}"
         assert isinstance(b.run(text, x1=gpa + 0x80000), SystemEvent)
         assert b.vcpu.regs.x4 == 100
         assert struct.unpack("<512Q", b.ram.read(0x80000, 4096)) == tuple(range(512))
@@ -92,7 +93,7 @@ def test_code_rewritten_by_the_vmm_between_runs():
 
 @pytest.mark.parametrize("flush", [True, False], ids=["ic-ivau", "without"])
 def test_self_modifying_code(flush):
-    """With the architecture's sequence it must work; without it either instruction may run, and here the new one does."""
+    """With the architecture's sequence it must work; without it either may run, and here the new instruction does."""
     sync = "dc cvau, x5\n dsb ish\n ic ivau, x5\n dsb ish\n isb\n" if flush else "dsb ish\n isb\n"
     text = f"""
         mov x6, #0
