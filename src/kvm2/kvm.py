@@ -34,16 +34,17 @@ NO_CREATE_VM2 = (
 )
 
 
-def open(host: str | Path) -> Kvm:
+def open(host: str | Path, *, working_caps: bool = False) -> Kvm:
     """A `Kvm` on a described host: its name ("apple-m1"), or the path of a TOML file of yours.
 
+    With `working_caps` it announces only the capabilities and features that the software KVM executes.
     HostError where there is no such host (with the nearest names), or its file says something wrong.
 
     >>> with open("apple-m1") as kvm:
     ...     kvm.check_extension("ARM_VM_IPA_SIZE")
     36
     """
-    return Kvm(backend_of(host), str(host))
+    return Kvm(backend_of(host, working_caps), str(host))
 
 
 class Kvm(Handle):

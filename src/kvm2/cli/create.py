@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
+from kvm2.cli.options import chosen_host, host_option, json_option, spec_options, working_caps_option
 from kvm2.cli.render import attribute_dict, emit, fields_text, table
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @click.command("create", short_help="Create a VM and show what it got.")
 @host_option
+@working_caps_option
 @spec_options
 @click.option("--dry-run", is_flag=True, help="Check everything, create nothing (attribute DRY_RUN).")
 @json_option
-def command(host: str | None, dry_run: bool, as_json: bool, **wanted: Any) -> None:
+def command(host: str | None, working_caps: bool, dry_run: bool, as_json: bool, **wanted: Any) -> None:
     """Create a VM on a host through KVM_CREATE_VM2 and show what it got; where the host refuses, every finding.
 
     Without --ipa-bits the VM asks for nothing and gets the kernel's default, 40 bits. 'auto' is the smallest size that
@@ -38,7 +39,7 @@ def command(host: str | None, dry_run: bool, as_json: bool, **wanted: Any) -> No
     call = call_of(wanted, spec)
     if dry_run and call != "KVM_CREATE_VM2":
         raise UsageError(f"--dry-run is an attribute of KVM_CREATE_VM2; {call} has no such thing")
-    with open_host(chosen_host(host)) as kvm:
+    with open_host(chosen_host(host), working_caps=working_caps) as kvm:
         shown = {"host": kvm.name, "call": call, "dry_run": dry_run, "asked": _asked(kvm, spec, call, wanted)}
         if dry_run:
             shown |= _would_get(kvm, spec, kvm.dry_run(spec))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvm2.cli.options import chosen_host, host_option, json_option
+from kvm2.cli.options import chosen_host, host_option, json_option, working_caps_option
 from kvm2.cli.render import bits_text, emit, lengths_text, table
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ _SETS = ("ARCH_CAPABILITIES", "ARM64_SVE_VLS")
 
 @click.command("describe", short_help="What a host takes at VM creation.")
 @host_option
+@working_caps_option
 @json_option
-def command(host: str | None, as_json: bool) -> None:
+def command(host: str | None, working_caps: bool, as_json: bool) -> None:
     """Ask a host for every attribute that it takes (KVM_DESCRIBE_VM2): default, minimum, maximum, mask.
 
     A default can lie outside of minimum and maximum: a 36-bit host refuses the default of 40.
@@ -27,7 +28,7 @@ def command(host: str | None, as_json: bool) -> None:
     from kvm2.abi.vm2 import ATTRIBUTES, KVM_CAP_CREATE_VM2
     from kvm2.kvm import open as open_host
 
-    with open_host(chosen_host(host)) as kvm:
+    with open_host(chosen_host(host), working_caps=working_caps) as kvm:
         found = [(ATTRIBUTES[number].macro, info) for number, info in kvm.describe().items()]
         cap = kvm.check_extension(KVM_CAP_CREATE_VM2)
         if as_json:

@@ -110,6 +110,9 @@ host_option = click.option(
     shell_complete=_complete_host,
     help=f"A described host, or a TOML file. [default: KVM2_HOST, else {DEFAULT_HOST}]",
 )
+working_caps_option = click.option(
+    "--working-caps", is_flag=True, help="Announce only the capabilities that the software KVM executes."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 

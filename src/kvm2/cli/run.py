@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
+from kvm2.cli.options import chosen_host, host_option, json_option, spec_options, working_caps_option
 from kvm2.cli.render import emit, table
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ QUIET_SECONDS = 1.0
 @click.command("run", short_help="Run a guest.")
 @click.argument("guest", required=False, type=click.Path(dir_okay=False))
 @host_option
+@working_caps_option
 @spec_options
 @click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="vCPUs; PSCI starts the others.")
 @click.option("--top", is_flag=True, help="Map 64K at the end of the IPA space (always done for the demonstration).")
 @click.option("--no-params", is_flag=True, help="Enter the guest with x0 = 0, without a parameter block.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop the guest after this time.")
 @json_option
-def command(host: str | None, guest: str | None, as_json: bool, cpus: int, **wanted: Any) -> int:
+def command(host: str | None, working_caps: bool, guest: str | None, as_json: bool, cpus: int, **wanted: Any) -> int:
     """Run GUEST (an ELF64 for AArch64, or a flat image) on a host, through KVM_CREATE_VM2.
 
     The guest's console comes live on stdout, then a summary. Without GUEST the demonstration guest runs, which shows
@@ -45,7 +46,7 @@ def command(host: str | None, guest: str | None, as_json: bool, cpus: int, **wan
     check_memory(spec.memory)
     image = read_image(_path(guest), spec.memory)
     console = Console(live=not as_json)
-    with open_host(chosen_host(host)) as kvm:
+    with open_host(chosen_host(host), working_caps=working_caps) as kvm:
         vm = make_vm(kvm, spec, call, wanted["type_word"])
         with Machine(kvm, spec, vm=vm, cpus=cpus, sink=console.put, top=wanted["top"] or guest is None) as machine:
             machine.load(image, params=not wanted["no_params"])

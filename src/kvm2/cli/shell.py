@@ -6,15 +6,16 @@ from typing import Any
 
 import click
 
-from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
+from kvm2.cli.options import chosen_host, host_option, json_option, spec_options, working_caps_option
 
 
 @click.command("shell", short_help="A Python prompt with kvm, vm and vcpu made.")
 @host_option
+@working_caps_option
 @spec_options
 @click.option("-c", "code", metavar="PROGRAM", help="Run this program instead of prompting.")
 @json_option
-def command(host: str | None, code: str | None, as_json: bool, **wanted: Any) -> None:
+def command(host: str | None, working_caps: bool, code: str | None, as_json: bool, **wanted: Any) -> None:
     """Open a Python prompt with `kvm`, `vm`, `vcpu` (initialised) and `ram` (64M@1G, or --memory) made.
 
     Without --ipa-bits the VM is as large as its memory needs ('auto').
@@ -32,7 +33,10 @@ def command(host: str | None, code: str | None, as_json: bool, **wanted: Any) ->
     spec = spec_of(wanted, DEFAULT_MEMORY)
     call = call_of(wanted, spec)
     check_memory(spec.memory)
-    with open_host(chosen_host(host)) as kvm, make_vm(kvm, spec, call, wanted["type_word"]) as vm:
+    with (
+        open_host(chosen_host(host), working_caps=working_caps) as kvm,
+        make_vm(kvm, spec, call, wanted["type_word"]) as vm,
+    ):
         rams = [vm.map(piece.base, piece.size) for piece in spec.memory]
         with vm.create_vcpu(0) as vcpu:
             vcpu.init(["psci_0_2"] + ["sve"] * (spec.sve is not None))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 REAL = ("/dev/kvm", "kvm")
 
 
-def backend_of(host: str | Path) -> Backend:
+def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
     """Who answers for a host, before /dev/kvm is opened on it."""
     if str(host) in REAL:
         raise EnvironmentFault(
@@ -23,7 +23,7 @@ def backend_of(host: str | Path) -> Backend:
         )
     from kvm2.hosts.soft import open_soft
 
-    return open_soft(host)
+    return open_soft(host, working_caps)
 
 
 def host_names() -> list[str]:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from kvm2.softkvm.stage2_format import Format
 
 
-def open_soft(host: str | Path) -> SoftKvm:
+def open_soft(host: str | Path, working_caps: bool = False) -> SoftKvm:
     """The software KVM of a described host; each call is a new machine."""
     from kvm2.softkvm import profile
     from kvm2.softkvm.door import SoftKvm
 
-    return SoftKvm(profile.load(host))
+    described = profile.load(host)
+    if working_caps:
+        from kvm2.softkvm.working import working
+
+        described = working(described)
+    return SoftKvm(described)
 
 
 def profile_of(backend: Backend) -> Profile | None:

@@ -1,0 +1,70 @@
+"""`--working-caps`: a described host that announces only what the software KVM executes.
+
+As a rule answers follow the host, because that is what a VMM must be tested against. A VMM that is to run here as it is
+wants the opposite: no capability that ends in ENOSYS or in a refused KVM_RUN.
+
+>>> from kvm2.abi.caps import KVM_CAP_ARM_SVE, KVM_CAP_IRQFD
+>>> from kvm2.softkvm.profile import load
+>>> host = load("max-4k-6.12")
+>>> [(p.caps.get(KVM_CAP_IRQFD, 0), p.caps.get(KVM_CAP_ARM_SVE, 0)) for p in (host, working(host))]
+[(1, 1), (0, 1)]
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kvm2.abi import caps
+from kvm2.softkvm.profile_rules import EL1_32BIT, PMU_V3
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvm2.softkvm.profile import Profile
+
+# The interrupt controller and what is wired to it, debug exceptions, statistics, dirty rings; AArch32, the PMU and MTE.
+NOT_WORKING = frozenset(
+    {
+        caps.KVM_CAP_IRQCHIP,
+        caps.KVM_CAP_IRQ_ROUTING,
+        caps.KVM_CAP_IRQFD,
+        caps.KVM_CAP_IRQFD_RESAMPLE,
+        caps.KVM_CAP_IOEVENTFD,
+        caps.KVM_CAP_IOEVENTFD_ANY_LENGTH,
+        caps.KVM_CAP_SIGNAL_MSI,
+        caps.KVM_CAP_MSI_DEVID,
+        caps.KVM_CAP_COALESCED_MMIO,
+        caps.KVM_CAP_COALESCED_PIO,
+        caps.KVM_CAP_ARM_SET_DEVICE_ADDR,
+        caps.KVM_CAP_ARM_USER_IRQ,
+        caps.KVM_CAP_ARM_IRQ_LINE_LAYOUT_2,
+        caps.KVM_CAP_DEVICE_CTRL,
+        caps.KVM_CAP_SET_GUEST_DEBUG,
+        caps.KVM_CAP_SET_GUEST_DEBUG2,
+        caps.KVM_CAP_GUEST_DEBUG_HW_BPS,
+        caps.KVM_CAP_GUEST_DEBUG_HW_WPS,
+        caps.KVM_CAP_BINARY_STATS_FD,
+        caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+        caps.KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
+        caps.KVM_CAP_ARM_EL1_32BIT,
+        caps.KVM_CAP_ARM_PMU_V3,
+        caps.KVM_CAP_ARM_MTE,
+    }
+)
+
+
+def working(profile: Profile) -> Profile:
+    """The same host with the capabilities and vCPU features that work here."""
+
+    def kept(answers: Mapping[int, int]) -> dict[int, int]:
+        return {cap: value for cap, value in answers.items() if cap not in NOT_WORKING}
+
+    return replace(
+        profile,
+        caps=kept(profile.caps),
+        vm_caps=kept(profile.vm_caps),
+        enable_caps=profile.enable_caps - NOT_WORKING,
+        features=profile.features - {EL1_32BIT, PMU_V3},
+        gic=(),
+    )
