@@ -15,6 +15,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+from kvm2.softkvm import process
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,7 +35,7 @@ class _Watcher:
         self.reader, self.writer = os.pipe()
         for fd in (self.reader, self.writer):
             os.set_blocking(fd, False)
-        self.pid = os.getpid()
+        self.birth = process.birth
         self.kick: Callable[[bool], None] | None = None
         self.entries = 0
         threading.Thread(target=self._watch, name="kvm2-signals", daemon=True).start()
@@ -67,7 +69,7 @@ def enter(kick: Callable[[bool], None]) -> bool:
         return False
     global _watcher
     watcher = _watcher
-    if watcher is None or watcher.pid != os.getpid():
+    if watcher is None or watcher.birth is not process.birth:
         watcher = _watcher = _Watcher()
     watcher.kick = kick
     if not watcher.entries & CHECK_MASK:
