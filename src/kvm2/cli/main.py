@@ -24,7 +24,7 @@ COMMANDS = {
     "create": "Create a VM, or see why not, and show what it got.",
     "run": "Run a guest: create, load, run, show how it ended.",
     "plan": "Which hosts can take a VM, and what to ask for.",
-    "explain": "Take apart bytes, type words, findings and VTCR_EL2.",
+    "explain": "What a type word of KVM_CREATE_VM means in each encoding.",
     "abi": "The interface: header, reference, numbers.",
     "replay": "Run a recorded sequence of ioctls on a host.",
     "shell": "A Python prompt with kvm, vm and vcpu made.",
