@@ -48,6 +48,9 @@ class Report:
             self.wrong.append("the process hung")
         begun: dict[str, object] = {"guest": first}
         for line in output.splitlines():
+            if not line.startswith('{"guest"'):
+                self.wrong.append(f"seed {self.seed} {begun}: printed {line!r}")
+                continue
             said = json.loads(line)
             if "kind" in said:
                 begun = said
