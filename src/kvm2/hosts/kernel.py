@@ -1,0 +1,151 @@
+"""A real KVM: ioctls and shared memory of `/dev/kvm`, without a compiler.
+
+Everything that comes in and goes out is as for the software KVM, so the handles are the same. What only a kernel with
+KVM_CREATE_VM2 could answer is not here: `hosts.lowering` stands in front of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import threading
+import weakref
+from typing import Any
+
+from kvm2.abi.ioctls import KVM_GET_VCPU_MMAP_SIZE, KVM_RUN
+from kvm2.errors import KvmError
+
+DEVICE = "/dev/kvm"
+PROT_READ, PROT_WRITE = 1, 2
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def _load() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.tgkill.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    return libc
+
+
+class Kernel:
+    """The KVM of this machine's kernel: a `hosts.backend.Backend`. Descriptors are the process's own, close-on-exec.
+
+    Any thread may call any method. EINTR is retried, as api.rst asks for KVM_CREATE_VM, except in KVM_RUN, where it is
+    the answer.
+    """
+
+    def __init__(self, path: str = DEVICE) -> None:
+        self.path = path
+        self._libc = _load()
+        self._areas: dict[int, Any] = {}
+        self._running: dict[int, int] = {}
+        self._thread = threading.local()
+        # A child is another thread to the system, whatever Python's thread-local storage remembers.
+        forget = weakref.WeakMethod(self._forget_thread)
+        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+        self._kick_signal = _kick_signal(self._libc)
+
+    def _forget_thread(self) -> None:
+        self._thread = threading.local()
+
+    def open(self) -> int:
+        """A new descriptor of the device. KvmError with open(2)'s errno."""
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise KvmError(error.errno or errno.EIO, f"{self.path}: {error.strerror}") from None
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """The kernel's answer; KvmError with its errno."""
+        if request == KVM_RUN:
+            return self._run(fd)
+        libc = self._libc
+        while True:
+            result: int = libc.ioctl(fd, request, arg)
+            if result >= 0:
+                return result
+            number = ctypes.get_errno()
+            if number != errno.EINTR:
+                raise KvmError(number)
+
+    def _run(self, fd: int) -> int:
+        try:
+            thread = self._thread.id
+        except AttributeError:
+            thread = self._thread.id = threading.get_native_id()
+        self._running[fd] = thread
+        try:
+            # Handlers of Python run before this comes back: Ctrl-C arrives as KeyboardInterrupt.
+            return fcntl.ioctl(fd, KVM_RUN, 0)
+        except OSError as error:
+            raise KvmError(error.errno or errno.EIO) from None
+        finally:
+            self._running.pop(fd, None)
+
+    def kvm_run(self, fd: int) -> memoryview:
+        """The vCPU's shared area. The view stays valid after the descriptor is closed, without keeping the vCPU."""
+        known = self._areas.get(fd)
+        if known is not None:
+            return memoryview(known).cast("B")
+        size = self._mmap_size()
+        address = self._libc.mmap(None, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        if address == _FAILED:
+            raise KvmError(ctypes.get_errno(), f"mmap of descriptor {fd}, {size} bytes")
+        area = (ctypes.c_ubyte * size).from_address(address)
+        weakref.finalize(area, self._libc.munmap, address, size).atexit = False
+        self._areas[fd] = area
+        return memoryview(area).cast("B")
+
+    def _mmap_size(self) -> int:
+        fd = self.open()
+        try:
+            return self.ioctl(fd, KVM_GET_VCPU_MMAP_SIZE)
+        finally:
+            os.close(fd)
+
+    def kick(self, fd: int) -> None:
+        """A signal to the thread in KVM_RUN; nothing where there is none (`immediate_exit` is for that)."""
+        thread = self._running.get(fd)
+        if thread is not None:
+            self._libc.tgkill(os.getpid(), thread, self._kick_signal)
+
+    def memory_gone(self, address: int, size: int) -> None:
+        """Nothing to do: the kernel's MMU notifier sees it."""
+
+    def memory_written(self, fd: int, address: int, size: int) -> None:
+        """Nothing to do on x86-64, whose caches are coherent; on arm64 KVM cleans what it maps executable."""
+
+    def close(self, fd: int) -> None:
+        """Closes a descriptor; the area of a vCPU no longer holds it, and reads as zeros."""
+        area = self._areas.pop(fd, None)
+        if area is not None:
+            # The mapping itself holds the vCPU and so the VM: nothing may lie there, and no view may dangle.
+            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+            where, size = ctypes.addressof(area), ctypes.sizeof(area)
+            self._libc.mmap(where, size, PROT_READ | PROT_WRITE, flags, -1, 0)
+        try:
+            os.close(fd)
+        except OSError as error:
+            raise KvmError(error.errno or errno.EIO, f"descriptor {fd}: {error.strerror}") from None
+
+
+def _kick_signal(libc: ctypes.CDLL) -> int:
+    """A real-time signal with a handler that does nothing: its only effect is KVM_RUN's EINTR.
+
+    Python's own handlers can be set in the main thread only, and would wake it up for every kick; so the C library's
+    `abs` handles it. A handler that the program has already is as good, and stays.
+    """
+    number = int(signal.SIGRTMIN) + 6
+    before = libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))
+    if before not in (None, 1):  # SIG_DFL, SIG_IGN
+        libc.signal(number, before)
+    return number
