@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from kvm2.lab.bundled import DATA
 from kvm2.lab.compare import load_differences, load_untrusted
 from kvm2.lab.engine import find_guests, load_guests
 from kvm2.lab.lowering import RUN_TIMEOUT_MS
 from kvm2.lab.replay import Plan, Report, replay
 from kvm2.lab.scenarios import load_record, load_scenarios, select
 
-ORACLE = Path(__file__).parent / "data" / "oracle"
+ORACLE = DATA
 HOSTS = sorted(path.name.removesuffix(".jsonl.xz") for path in (ORACLE / "results").iterdir())
 WITHOUT_VGIC = ("vgic/*", "irq/*", "ipa/*/vgic")
 # The published answers hold 210 scenarios with 5389 steps for each host.

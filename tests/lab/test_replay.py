@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from kvm2.cli.replay import command
 from kvm2.errors import UsageError
 from kvm2.hosts.soft import open_soft
+from kvm2.lab.bundled import DATA
 from kvm2.lab.compare import Rule
 from kvm2.lab.engine import Played, load_guests, play
 from kvm2.lab.pool import Pool
@@ -77,7 +78,7 @@ def test_a_difference_after_a_short_cut_is_played_with_the_whole_time(monkeypatc
 @pytest.mark.parametrize("closed", [(), ("vm",)])
 def test_client_memory_that_goes_away_is_a_fault_and_no_crash(closed: tuple[str, ...]) -> None:
     """A guest that ran from memory which is then unmapped: EFAULT, as a kernel hears of it through its MMU notifier."""
-    oracle = Path(__file__).parents[1] / "data" / "oracle"
+    oracle = DATA
     recorded = next(s for s in load_scenarios(oracle / "scenarios-4096.json.xz") if s.name == "ipa/36/access")
     until_it_ran = recorded.steps[:12]
     assert until_it_ran[-1]["op"] == "run"

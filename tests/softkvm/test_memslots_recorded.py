@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import lzma
-from pathlib import Path
 
 import pytest
 
 from kvm2.abi.structs import UserspaceMemoryRegion
 from kvm2.errors import KvmError
+from kvm2.lab.bundled import DATA
 from kvm2.softkvm import profile
 from kvm2.softkvm.memslots import MemSlots
 
-ORACLE = Path(__file__).parent.parent / "data" / "oracle"
+ORACLE = DATA
 RESULTS = sorted((ORACLE / "results").glob("*.jsonl.xz"))
 # Where mmap() puts memory on the recorded machines (48-bit user addresses, from the top).
 MEMORY = 0xFFFF_8000_0000

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kvm2.errors import UsageError
+from kvm2.errors import EnvironmentFault, UsageError
 from kvm2.lab.engine import Played
+from kvm2.lab.places import command_of
 from kvm2.lab.scenarios import Scenario
 
 # A scenario that takes longer than this hangs: none of the published ones takes a tenth of it.
@@ -22,13 +22,13 @@ class _Worker:
     """One worker process; a new one is started in place of one that died."""
 
     def __init__(self, host: str, guests: Mapping[str, bytes]) -> None:
+        self._command = command_of(host)
         self._setup = {"host": host, "guests": {name: code.hex() for name, code in guests.items()}}
         self._process: subprocess.Popen[str] | None = None
         self._ended = False
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "kvm2.lab.worker"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._process = process
         self._send(process, self._setup)
         return process
@@ -62,7 +62,7 @@ class _Worker:
             return Played(scenario.name, (None,) * len(scenario.steps), faults=(fault,))
         reply = json.loads(line)
         if "error" in reply:
-            raise UsageError(reply["error"])
+            raise (UsageError if reply.get("kind", "UsageError") == "UsageError" else EnvironmentFault)(reply["error"])
         faults = tuple(reply["faults"])
         return Played(scenario.name, tuple(reply["r"]), reply["cut_short"], faults, reply["seconds"])
 

@@ -11,9 +11,9 @@ from kvm2.lab.compare import Rule, Verdict, compare
 from kvm2.lab.engine import PATIENCE_MS, Played
 from kvm2.lab.lowering import RUN_TIMEOUT_MS
 from kvm2.lab.oplist import check
+from kvm2.lab.places import place_of
 from kvm2.lab.pool import Pool
 from kvm2.lab.scenarios import Record, Scenario, answer_line
-from kvm2.lab.worker import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def replay(plan: Plan, progress: Callable[[str], None] = lambda name: None) -> R
     then differs, it is played again with the whole time, so that the short cut never makes a difference.
     An interrupt (Ctrl-C) ends it early: KeyboardInterrupt with the report so far as its argument.
     """
-    machine(plan.host)  # a host that there is not is better said here than by a worker
+    place_of(plan.host)  # a host that there is not is better said here than by a worker
     for scenario in plan.scenarios:
         check(scenario)
     report = Report(plan.host)

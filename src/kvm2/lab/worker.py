@@ -1,7 +1,8 @@
 """A process that plays scenarios for `pool`: a guest that crashes the emulator's C code takes only this process along.
 
-Speaks JSON lines: the first line in names the host and holds the guest programs, each further one is a scenario; each
-line out is what it gave. Run by `pool` as `python -m kvm2.lab.worker`.
+Speaks JSON lines. First in is `{"host": NAME, "guests": {name: hex}}`, each further one a scenario: `{"sc": name,
+"steps": [...], "patience_ms": N}`. One out for each: `{"r": [...], "cut_short": N, "faults": [...], "seconds": S}`, or
+`{"error": text, "kind": class}`. Run by `pool` as `python -m kvm2.lab.worker`; `places` says what else speaks it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
 
 
 def machine(host: str) -> Callable[[], Backend]:
-    """What makes a new machine of a described host, for each scenario one: none sees what another left behind."""
+    """What makes a new machine of a host, for each scenario one: none sees what another left behind.
+
+    A described host is read once. `/dev/kvm` answers as the kernel does, with nothing put before it.
+    """
+    from kvm2.hosts import REAL
+
+    if host in REAL:
+        from kvm2.hosts.kernel import Kernel
+
+        return Kernel
     from kvm2.softkvm import profile
     from kvm2.softkvm.door import SoftKvm
 
@@ -46,7 +56,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         try:
             played = play(new_machine(), scenario, guests, request["patience_ms"])
         except Kvm2Error as error:
-            reply: dict[str, object] = {"error": str(error)}
+            reply: dict[str, object] = {"error": str(error), "kind": type(error).__name__}
         else:
             reply = {
                 "r": played.answers,
