@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 AFTER = vm2.KVM_CREATE_VM2_MAX_ATTRS + 1  # the place of cross-checks: after every entry, by type
 WORD_BITS = 64
 _FIXED_OFFSETS = {CAPABILITIES: FIXED_CAPABILITIES, PHYSADDR: IPA_SIZE, SVE_VLS: SVE_VLEN}
+_FOLLOWS = vm2.KVM_CREATE_VM_ARM64_PARANGE_FOLLOWS_IPA
 _NEEDS_SET = vm2.KVM_CREATE_VM_ARM64_VCPU_NEEDS_SET_SVE_VLS
 
 
@@ -51,6 +52,8 @@ def capabilities_alone(limits: Limits, values: tuple[int, ...], granule: int | N
     why = f"capabilities[0] = {word:#x}: this host has bits {known:#x}"
     if word & ~known & _NEEDS_SET and limits.is_arm64:
         why += ", and no SVE"
+    if word & ~known & _FOLLOWS and limits.is_arm64:
+        why += ", and its kernel lets nobody change PARange"
     return Refusal(8, word, 0, known, known, why)
 
 

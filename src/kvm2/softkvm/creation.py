@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm2.abi import vm2
@@ -38,34 +39,49 @@ _COUNT_OFFSET, _RECORDS_OFFSET = _REPORT_OFFSETS["count"], _REPORT_OFFSETS["reco
 _MASK = (1 << 64) - 1
 
 
+Finish = Callable[[tuple[Finding, ...], "VmConfig | None", bool], tuple[Finding, ...]]
+"""What a host that is more than its limits adds to the findings, before the report is written: a real kernel has the
+last word. It gets the findings, the configuration (None where they refuse it, and while negotiating), and whether the
+run is dry."""
+
+
+def as_found(findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
+    """The limits were the last word."""
+    return findings
+
+
 class Settled(NamedTuple):
     """What became of a list: the wishes that hold, and every finding in order."""
 
     wishes: dict[int, Wish]
     findings: tuple[Finding, ...]
 
+    @property
+    def refused(self) -> bool:
+        """Whether a finding is an error."""
+        return any(finding.error for finding in self.findings)
 
-def create_vm2(profile: Profile, memory: Memory, arg: int) -> VmConfig | Configuring | int:
+
+def create_vm2(profile: Profile, memory: Memory, arg: int, finish: Finish = as_found) -> VmConfig | Configuring | int:
     """KVM_CREATE_VM2: what the VM is to be; 0 for a dry run; a `Configuring` with NEGOTIATE.
 
     Raises KvmError with every finding, after the report was written; a bare EINVAL where the host has no such call.
     """
     limits = limits_of(profile)
     limits.demand(vm2.KVM_CREATE_VM2_LIST)
-    return _create(limits, memory, arg)
+    return _create(limits, memory, arg, finish)
 
 
-def _create(limits: Limits, memory: Memory, arg: int) -> VmConfig | Configuring | int:
+def _create(limits: Limits, memory: Memory, arg: int, finish: Finish) -> VmConfig | Configuring | int:
     decoded = decode(memory, arg, limits.plans)
     entries = decoded.entries
     negotiate = NEGOTIATE in entries
     settled = settle(limits, decoded, {}, commit=not negotiate)
-    deliver(memory, decoded.report, settled.findings)
+    config = None if negotiate or settled.refused else config_of(limits, settled.wishes)
+    deliver(memory, decoded.report, finish(settled.findings, config, DRY_RUN in entries))
     if DRY_RUN in entries:
         return 0
-    if negotiate:
-        return Configuring(limits, settled.wishes)
-    return config_of(limits, settled.wishes)
+    return Configuring(limits, settled.wishes) if config is None else config
 
 
 def settle(limits: Limits, decoded: Decoded, earlier: dict[int, Wish], *, commit: bool) -> Settled:
@@ -122,7 +138,7 @@ def _write_report(memory: Memory, report: ReportArea, findings: tuple[Finding, .
         raise KvmError(errno.EFAULT, why, (*findings, lost)) from fault
 
 
-def create_vm2_fixed(profile: Profile, memory: Memory, arg: int) -> VmConfig:
+def create_vm2_fixed(profile: Profile, memory: Memory, arg: int, finish: Finish = as_found) -> VmConfig:
     """KVM_CREATE_VM2_FIXED: the same through the 128-byte structure. Raises KvmError with every finding."""
     limits = limits_of(profile)
     limits.demand(vm2.KVM_CREATE_VM2_STRUCT_FIXED)
@@ -135,8 +151,10 @@ def create_vm2_fixed(profile: Profile, memory: Memory, arg: int) -> VmConfig:
     if fixed.complete:
         kept, crossed = together(limits, kept, frozenset(refused | late), True, True)
         found += crossed
-    deliver(memory, None, in_order(found) if found else ())
-    return config_of(limits, kept)
+    settled = Settled(kept, in_order(found) if found else ())
+    config = config_of(limits, kept)
+    deliver(memory, None, finish(settled.findings, None if settled.refused else config, False))
+    return config
 
 
 def _wishes_of_fixed(limits: Limits, fixed: Fixed) -> tuple[dict[int, Wish], list[Found]]:
@@ -182,7 +200,7 @@ def create_vm(profile: Profile, memory: Memory, type_word: int) -> VmConfig | Co
     limits = limits_of(profile)
     word = word_of(profile.type_word)
     if word.is_pointer(type_word):
-        return _create(limits, memory, type_word)
+        return _create(limits, memory, type_word, as_found)
     bits, machine = word.decode(type_word, limits)
     sve = bool(limits.sve_sets)
     shift, vcpus, ids = limits.page_shift, limits.max_vcpus, limits.max_vcpu_id

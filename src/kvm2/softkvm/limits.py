@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     page_shift: int
     granules: tuple[int, ...]
     ipa_limits: dict[int, int]
-    protected: bool
+    one_size: str  # why every VM gets the limit; "" where it can choose
     capabilities: int
     sve_sets: tuple[int, ...]
     machine_types: int  # enumeration: bit n = value n; s390: the bits that may be set
@@ -51,8 +51,8 @@ class Limits(NamedTuple):
         return self.ipa_limits.get(granule or self.page_shift, 0)
 
     def ipa_least(self, granule: int | None) -> int:
-        """The smallest IPA size: a protected host gives its limit to everyone."""
-        return self.ipa_limit(granule) if self.protected else MIN_IPA_BITS
+        """The smallest IPA size: some hosts give their limit to everyone."""
+        return self.ipa_limit(granule) if self.one_size else MIN_IPA_BITS
 
     def sve_set(self) -> int:
         """The host's whole set of vector lengths, 0 without SVE."""
@@ -61,8 +61,8 @@ class Limits(NamedTuple):
     def why_ipa(self, granule: int | None) -> str:
         """What sets the IPA limit, for people."""
         shift = granule or self.page_shift
-        if self.protected:
-            return "protected host: one size"
+        if self.one_size:
+            return self.one_size
         if self.ipa_limit(granule) < self.profile.pa_bits:
             capped = self.ipa_limit(granule) == UNCAPPED
             return f"{GRANULE_NAMES[shift]} granule" + (" without LPA2" if capped else "")
@@ -97,7 +97,7 @@ def _work_out(profile: Profile) -> Limits:
     for vq in sorted(profile.sve_vqs):
         word |= 1 << (vq - 1)
         sets.append(word)
-    capabilities = vm2.KVM_CREATE_VM_ARM64_PARANGE_FOLLOWS_IPA if arm64 else 0
+    capabilities = vm2.KVM_CREATE_VM_ARM64_PARANGE_FOLLOWS_IPA if arm64 and profile.parange_can_follow else 0
     if sets:
         capabilities |= vm2.KVM_CREATE_VM_ARM64_VCPU_NEEDS_SET_SVE_VLS
     granules = tuple(sorted(profile.granules)) if arm64 else ()
@@ -108,7 +108,7 @@ def _work_out(profile: Profile) -> Limits:
         page_shift=profile.page_shift,
         granules=granules,
         ipa_limits={shift: profile.ipa_limit_for(shift) for shift in granules},
-        protected=arm64 and profile.mode == "protected",
+        one_size=profile.one_size,
         capabilities=capabilities,
         sve_sets=tuple(sets),
         machine_types=machine_types(profile),

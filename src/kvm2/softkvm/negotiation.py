@@ -15,9 +15,9 @@ from kvm2.abi.attrs import HEADER, HEADER_SIZE, NO_SIZE, Decoded, Found, Plan
 from kvm2.abi.findings import NO_ATTR, Finding
 from kvm2.abi.wire import decode
 from kvm2.errors import KvmError
-from kvm2.softkvm.creation import DRY_RUN, NEGOTIATE, deliver, settle
+from kvm2.softkvm.creation import DRY_RUN, NEGOTIATE, Finish, as_found, deliver, settle
 from kvm2.softkvm.limits import limits_of
-from kvm2.softkvm.vmconfig import CAPABILITIES, Configuring, VmConfig
+from kvm2.softkvm.vmconfig import CAPABILITIES, Configuring, VmConfig, config_of
 
 if TYPE_CHECKING:
     from kvm2.softkvm.limits import Limits
@@ -32,23 +32,28 @@ _ANY_CALL = vm2.KVM_CREATE_VM2_LIST | vm2.KVM_CREATE_VM2_STRUCT_FIXED
 _ZEROS = 1 << 20  # how much is cleared at once in a buffer that is larger than the attribute
 
 
-def set_attrs(profile: Profile, configuring: Configuring | None, memory: Memory, arg: int) -> int:
+def set_attrs(
+    profile: Profile, configuring: Configuring | None, memory: Memory, arg: int, finish: Finish = as_found
+) -> int:
     """KVM_VM2_SET_ATTRS: returns 0. EBUSY where the VM is not configuring (None, or committed)."""
     limits, state = _busy(profile, configuring)
     decoded = _decode(limits, memory, arg)
     settled = settle(limits, decoded, state.wishes, commit=False)
-    deliver(memory, decoded.report, settled.findings)
+    deliver(memory, decoded.report, finish(settled.findings, None, DRY_RUN in decoded.entries))
     if DRY_RUN not in decoded.entries:
         state.wishes = {kind: wish._replace(position=NO_ATTR) for kind, wish in settled.wishes.items()}
     return 0
 
 
-def commit(profile: Profile, configuring: Configuring | None, memory: Memory, arg: int) -> VmConfig | int:
+def commit(
+    profile: Profile, configuring: Configuring | None, memory: Memory, arg: int, finish: Finish = as_found
+) -> VmConfig | int:
     """KVM_VM2_COMMIT: what the VM is to be, 0 for a dry run. On failure it stays configuring, unchanged."""
     limits, state = _busy(profile, configuring)
     decoded = _decode(limits, memory, arg)
     settled = settle(limits, decoded, state.wishes, commit=True)
-    deliver(memory, decoded.report, settled.findings)
+    config = None if settled.refused else config_of(limits, settled.wishes)
+    deliver(memory, decoded.report, finish(settled.findings, config, DRY_RUN in decoded.entries))
     if DRY_RUN in decoded.entries:
         return 0
     state.wishes = settled.wishes

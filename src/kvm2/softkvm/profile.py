@@ -95,6 +95,16 @@ class Profile:
         return "no-lpa2" not in self.quirks and rules.lpa2(self.registers, granule)
 
     @property
+    def one_size(self) -> str:
+        """Why every VM of this host gets its IPA limit; "" where a VM can choose."""
+        return "protected host: one size" if self.arch == "arm64" and self.mode == "protected" else ""
+
+    @property
+    def parange_can_follow(self) -> bool:
+        """Whether a vCPU's PARange can be made to follow the VM's IPA size; the software KVM can everywhere."""
+        return True
+
+    @property
     def vcpu_mmap_size(self) -> int:
         """KVM_GET_VCPU_MMAP_SIZE in bytes: kvm_run, the port I/O page of x86, the ring of coalesced MMIO."""
         return (1 + (self.arch == "x86_64") + (self.arch != "s390x")) << self.page_shift

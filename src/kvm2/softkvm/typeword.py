@@ -171,7 +171,7 @@ class TypeWord:
                 self._refuse(word, said.error)
             return 0, self._machine_type(said.machine_type, limits)
         limit = limits.ipa_limit(None)
-        if limits.protected and self.raw is not _none and not word & ~LOW_BITS & ~PROTECTED:
+        if limits.one_size and self.raw is not _none and not word & ~LOW_BITS & ~PROTECTED:
             # As recorded: such a kernel looks at nothing but the bits beside the size.
             return self._protected(word, said, limits)
         if said.error:
