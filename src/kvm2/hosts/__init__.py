@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kvm2.hosts.backend import Backend
 
 REAL = ("/dev/kvm", "kvm")
+
+_watchers: list[Callable[[Backend], Backend]] = []
+
+
+@contextmanager
+def watched(wrap: Callable[[Backend], Backend]) -> Iterator[None]:
+    """Every backend that is made within the block is wrapped: inside of what lowers for it, and outside."""
+    _watchers.append(wrap)
+    try:
+        yield
+    finally:
+        _watchers.remove(wrap)
+
+
+def _seen(backend: Backend) -> Backend:
+    for wrap in _watchers:
+        backend = wrap(backend)
+    return backend
 
 
 def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
@@ -17,10 +37,10 @@ def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
     if str(host) in REAL:
         from kvm2.hosts.kernel import Kernel
 
-        return Kernel()
+        return _seen(Kernel())
     from kvm2.hosts.soft import open_soft
 
-    return open_soft(host, working_caps)
+    return _seen(open_soft(host, working_caps))
 
 
 def host_names() -> list[str]:

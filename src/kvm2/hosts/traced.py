@@ -1,0 +1,277 @@
+"""A backend that tells of every call: wrapped around another one, it changes nothing and hides nothing.
+
+One `Tracer` may wrap several backends that stand on each other: calls made on behalf of a call are inside of it
+(`Call.inner`), so that a KVM_CREATE_VM2 that was lowered shows what the kernel was really asked.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvm2.abi import ioctls, show_ioctl
+from kvm2.abi.exits import EXIT_REASON_OFFSET, KVM_EXIT_MEMORY_FAULT
+from kvm2.abi.ioctls import KVM_RUN
+from kvm2.errors import KvmError
+from kvm2.softkvm.memory import ProcessMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kvm2.abi.findings import Finding
+    from kvm2.abi.ioctls import Ioctl
+    from kvm2.abi.show import Record, Value
+    from kvm2.hosts.backend import Backend
+
+# What a descriptor is that an ioctl returns, by what its row says of the result.
+_MADE = {"a VM fd": "vm", "a vCPU fd": "vcpu", "a statistics fd": "stats", "a guest_memfd": "guest_memfd"}
+_MACHINES = {"aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call. `on` names the descriptor ("vcpu#1.0": vCPU 0 of vm#1), `what` is "ioctl", "open", "close" or "kick".
+
+    `name` is the ioctl's, or its number in the form of a macro; `argument`, `output` and `exit` are for `abi.show`.
+    `result` is None where the call was refused (`error`) or did not come back (`stopped` says what interrupted it).
+    `made` names a new descriptor, `made_fd` is its number. `seconds` is how long whoever answers took.
+    """
+
+    what: str
+    on: str
+    name: str
+    request: int = 0
+    arg: int = 0
+    argument: Value | None = None
+    result: int | None = None
+    made: str = ""
+    made_fd: int = -1
+    output: Value | None = None
+    exit: Record | None = None
+    error: KvmError | None = None
+    stopped: str = ""
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    thread: str = ""
+    inner: tuple[Call, ...] = ()
+
+
+class Tracer:
+    """Wraps backends, and gives `sink` every outermost call once it has come back. Any thread may call."""
+
+    def __init__(self, sink: Callable[[Call], None]) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._counts: dict[str, int] = {}
+        self.memory = ProcessMemory()
+
+    def wrap(self, backend: Backend) -> Traced:
+        """The backend, traced."""
+        return Traced(backend, self)
+
+    def begin(self) -> list[Call]:
+        """A call begins in this thread: the list that the calls made for it will be in."""
+        inner: list[Call] = []
+        self._stack().append(inner)
+        return inner
+
+    def end(self, call: Call) -> None:
+        """It is over: told to the call that it was made for, or to the sink."""
+        stack = self._stack()
+        stack.pop()
+        if stack:
+            stack[-1].append(call)
+            return
+        with self._lock:
+            self._sink(call)
+
+    def _stack(self) -> list[list[Call]]:
+        stack: list[list[Call]] = self._local.__dict__.setdefault("stack", [])
+        return stack
+
+    def name(self, kind: str, parent: str = "", number: int = 0) -> str:
+        """A name for a new descriptor: kvm#1, vm#1, vcpu#1.0 (vCPU 0 of vm#1), device#1. None is given twice."""
+        if kind == "vcpu":
+            return f"vcpu#{parent.partition('#')[2] or '?'}.{number}"
+        with self._lock:
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            return f"{kind.replace('system', 'kvm')}#{self._counts[kind]}"
+
+
+def arch_of(backend: Backend) -> str:
+    """The architecture that a backend answers for, "arm64" or "x86_64"."""
+    profile = getattr(backend, "profile", None)
+    if profile is not None:
+        return str(profile.arch)
+    machine = platform.machine()
+    return _MACHINES.get(machine, machine)
+
+
+@dataclass
+class _Open:
+    """A call that is still going on, and what is known of it."""
+
+    facts: dict[str, Any]
+    inner: list[Call]
+    start: float
+
+
+class Traced:
+    """A `hosts.backend.Backend` around another one. What else that one has (`profile`, `inspect`) is passed on."""
+
+    def __init__(self, backend: Backend, tracer: Tracer) -> None:
+        self._inner = backend
+        self._tracer = tracer
+        self._arch = arch_of(backend)
+        self._areas: dict[int, memoryview] = {}
+        self._known: dict[int, tuple[str, str]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @contextmanager
+    def _call(self, **facts: Any) -> Iterator[_Open]:
+        """One call, told when it is over, however it ends."""
+        thread = threading.current_thread()
+        if thread is not threading.main_thread():
+            facts["thread"] = thread.name
+        opened = _Open(facts, self._tracer.begin(), time.perf_counter())
+        try:
+            yield opened
+        except KvmError as error:
+            facts["error"] = error
+            facts["findings"] = facts.get("findings") or error.findings
+            raise
+        except BaseException as stop:
+            facts["stopped"] = type(stop).__name__
+            raise
+        finally:
+            facts.setdefault("seconds", time.perf_counter() - opened.start)
+            self._tracer.end(Call(**facts, inner=tuple(opened.inner)))
+
+    def _of(self, fd: int) -> tuple[str, str]:
+        """(kind, name) of a descriptor; one that was closed keeps its name until the number is used again."""
+        return self._known.get(fd, ("", f"fd {fd}"))
+
+    def _new(self, opened: _Open, fd: int, kind: str, parent: str = "", number: int = 0) -> None:
+        """A descriptor was made. What a call inside reported already keeps the name it has."""
+        inner = next((call.made for call in reversed(opened.inner) if call.made and call.made_fd == fd), "")
+        name = inner or self._tracer.name(kind, parent, number)
+        self._known[fd] = (kind, name)
+        opened.facts |= {"made": name, "made_fd": fd}
+
+    def open(self) -> int:
+        """A new descriptor of /dev/kvm."""
+        with self._call(what="open", on="", name="open", argument="/dev/kvm") as opened:
+            fd = self._inner.open()
+            opened.facts["result"] = fd
+            self._new(opened, fd, "system")
+        return fd
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """The inner backend's answer; told with everything that goes in and comes out."""
+        kind, name = self._of(fd)
+        number = request & 0xFFFF_FFFF
+        # Of another architecture is still worth a name: that is why it is refused.
+        row = ioctls.by_number(number, kind, self._arch) or ioctls.by_number(number, kind, None)
+        if row is None:
+            macro = show_ioctl.macro_text(request)
+            with self._call(what="ioctl", on=name, name=macro, request=request, arg=arg, argument=arg) as opened:
+                result = opened.facts["result"] = self._inner.ioctl(fd, request, arg)
+            return result
+        with self._call(what="ioctl", on=name, name=row.name, request=request, arg=arg) as opened:
+            if request == KVM_RUN:
+                return self._run(fd, opened)
+            return self._declared(fd, row, arg, opened)
+
+    def _declared(self, fd: int, row: Ioctl, arg: int, opened: _Open) -> int:
+        memory, facts, arch = self._tracer.memory, opened.facts, self._arch
+        asked = facts["argument"] = show_ioctl.before(row, arg, memory, arch)
+        opened.start = time.perf_counter()
+        ok = False
+        try:
+            result = self._inner.ioctl(fd, row.number, arg)
+            ok = True
+            facts["result"] = result
+        finally:
+            facts["seconds"] = time.perf_counter() - opened.start
+            facts["output"] = show_ioctl.after(row, arg, memory, arch, asked, ok)
+            if row.number in show_ioctl.LISTS:
+                facts["findings"] = show_ioctl.findings(arg, memory)
+        self._made(row, fd, arg, result, opened)
+        return result
+
+    def _made(self, row: Ioctl, fd: int, arg: int, result: int, opened: _Open) -> None:
+        memory = self._tracer.memory
+        if row.number == ioctls.KVM_CREATE_DEVICE:
+            from kvm2.abi.structs import KVM_CREATE_DEVICE_TEST, CreateDevice
+
+            made = CreateDevice.unpack(memory.read(arg, CreateDevice.SIZE))
+            if not made.flags & KVM_CREATE_DEVICE_TEST:
+                self._new(opened, made.fd, "device")
+            return
+        kind = _MADE.get(row.returns.partition(";")[0], "")
+        if kind and not (row.number in show_ioctl.LISTS and self._dry(arg)):
+            self._new(opened, result, kind, self._of(fd)[1], arg)
+
+    def _dry(self, arg: int) -> bool:
+        from kvm2.abi.vm2 import KVM_CREATE_VM_ATTR_DRY_RUN
+
+        return KVM_CREATE_VM_ATTR_DRY_RUN in show_ioctl.types_of(arg, self._tracer.memory)
+
+    def _run(self, fd: int, opened: _Open) -> int:
+        facts, area = opened.facts, self._area(fd)
+        if area is not None:
+            facts["argument"] = show_ioctl.answer_of(area)
+        opened.start = time.perf_counter()
+        try:
+            facts["result"] = self._inner.ioctl(fd, KVM_RUN, 0)
+        finally:
+            facts["seconds"] = time.perf_counter() - opened.start
+            if area is not None and ("result" in facts or _is_memory_fault(area)):
+                facts["exit"] = show_ioctl.exit_of(area, self._arch)
+        return int(facts["result"])
+
+    def _area(self, fd: int) -> memoryview | None:
+        area = self._areas.get(fd)
+        if area is None:
+            try:
+                area = self._areas[fd] = self._inner.kvm_run(fd)
+            except KvmError:
+                return None
+        return area
+
+    def kvm_run(self, fd: int) -> memoryview:
+        """The shared area of a vCPU."""
+        area = self._areas[fd] = self._inner.kvm_run(fd)
+        return area
+
+    def kick(self, fd: int) -> None:
+        """Get a vCPU's KVM_RUN back."""
+        with self._call(what="kick", on=self._of(fd)[1], name="kick"):
+            self._inner.kick(fd)
+
+    def memory_gone(self, address: int, size: int) -> None:
+        """Passed on: no call of the kernel's."""
+        self._inner.memory_gone(address, size)
+
+    def memory_written(self, fd: int, address: int, size: int) -> None:
+        """Passed on: no call of the kernel's."""
+        self._inner.memory_written(fd, address, size)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        self._areas.pop(fd, None)
+        with self._call(what="close", on=self._of(fd)[1], name="close") as opened:
+            self._inner.close(fd)
+            opened.facts["result"] = 0
+
+
+def _is_memory_fault(area: memoryview) -> bool:
+    reason = int.from_bytes(area[EXIT_REASON_OFFSET : EXIT_REASON_OFFSET + 4], "little")
+    return reason == KVM_EXIT_MEMORY_FAULT
