@@ -26,7 +26,9 @@ COMMANDS = {
     "plan": "Which hosts can take a VM, and what to ask for.",
     "explain": "What a type word of KVM_CREATE_VM means in each encoding.",
     "abi": "The interface: header, reference, numbers.",
+    "conform": "All recorded scenarios on a host, compared with a kernel or a model.",
     "replay": "Run a recorded sequence of ioctls on a host.",
+    "trace": "Run a command, and show its ioctls decoded.",
     "shell": "A Python prompt with kvm, vm and vcpu made.",
     "completion": "Print the completion script of a shell.",
 }

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kvm2.lab.compare import Difference
     from kvm2.lab.replay import Plan, Report
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -104,7 +101,7 @@ def _plan(
         guests=load_guests(guests or find_guests(scenarios)),
         record=recorded,
         untrusted=load_untrusted(untrusted) if untrusted else (),
-        named=load_differences(),
+        named=tuple(rule for rule in load_differences() if not rule.arch),
         patience_ms=patience,
         jobs=jobs,
     )
@@ -112,11 +109,12 @@ def _plan(
 
 def _play(plan: Plan, record: Path | None) -> Report:
     """Plays; what was played until an interrupt is recorded too."""
+    from kvm2.cli.progress import Progress
     from kvm2.lab.replay import Report, replay
 
     interrupted = False
     try:
-        with _Progress(len(plan.scenarios)) as progress:
+        with Progress(len(plan.scenarios)) as progress:
             report = replay(plan, progress)
     except KeyboardInterrupt as interrupt:
         if not interrupt.args or not isinstance(interrupt.args[0], Report):
@@ -129,88 +127,24 @@ def _play(plan: Plan, record: Path | None) -> Report:
     return report
 
 
-class _Progress:
-    """A bar on standard error, from the second second on and only on a terminal."""
-
-    def __init__(self, total: int) -> None:
-        import time
-
-        self._total, self._done, self._start = total, 0, time.monotonic()
-        self._now: Callable[[], float] = time.monotonic
-        self._advance: Callable[[], None] | None = None
-        self._stop: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop()
-
-    def __call__(self, name: str) -> None:
-        import sys
-
-        self._done += 1
-        if self._advance is not None:
-            self._advance()
-        elif sys.stderr.isatty() and self._now() - self._start > 1:
-            self._show()
-
-    def _show(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        bar = Progress(console=Console(stderr=True), transient=True)
-        task = bar.add_task("scenarios", total=self._total, completed=self._done)
-        bar.start()
-        self._advance, self._stop = lambda: bar.advance(task), bar.stop
-
-
 def _print(report: Report, compared: bool, recorded: bool, as_json: bool) -> None:
     """The report on standard output."""
+    from kvm2.cli.verdicts import show_differences, totals_line
+
     if as_json:
         from kvm2.cli.render import emit
 
         answers = {} if compared else {"answers": {o.played.name: list(o.played.answers) for o in report.outcomes}}
         emit("replay", {**report.json(), **answers}, ok=report.ok)
         return
-    for verdict in report.verdicts:
-        if verdict.differences:
-            click.echo(f"{verdict.scenario}: {verdict.equal} of {verdict.steps} steps equal")
-            for difference in verdict.differences:
-                click.echo(_difference(difference))
-    for name, lines in report.faults.items():
-        click.echo(f"{name}: went wrong inside:\n  " + "\n  ".join(lines), err=True)
+    show_differences(report)
     if not compared:
         if not recorded:
             click.echo("\n".join(report.record_lines()))
         return
-    totals = report.totals()
-    click.echo(
-        f"{report.host}: {len(report.verdicts)} scenarios, {totals['steps']} steps: {totals['equal']} equal, "
-        f"{totals['different']} different ({totals['named']} of them named), {totals['untrusted']} not believed"
-    )
+    click.echo(totals_line(report, report.host))
     if report.without_record:
         click.echo(f"without recorded answers: {', '.join(report.without_record)}")
-
-
-def _difference(difference: Difference) -> str:
-    """One step that differs, on three lines; of a register dump only the registers that do."""
-    from kvm2.lab.compare import register_changes
-
-    changes = register_changes(difference)
-    name = f"  [{difference.name}]" if difference.name else ""
-    head = f"  {difference.step:4} {difference.brief}{name}"
-    if changes is not None:
-        lines = [f"         {key}: recorded {want}, here {have}" for key, want, have in changes]
-        return "\n".join([head, *lines])
-    return f"{head}\n         recorded {_short(difference.expected)}\n         here     {_short(difference.got)}"
-
-
-def _short(answer: object) -> str:
-    import json
-
-    text = json.dumps(answer)
-    return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
 
 
 def _stage2(dumps: Path, host: str | None, as_json: bool) -> int:

@@ -25,8 +25,8 @@ class Rule:
     """Which steps a line of either file speaks of. Everything given must hold.
 
     `host` and `sc` are globs, `op` an operation, `after` an operation: steps after the first such one. `ids` are
-    register ids: steps on them, and their part of a register dump. `steps` are positions. `name` and `why` say what
-    it is.
+    register ids: steps on them, and their part of a register dump. `steps` are positions. `arch` is the architecture of
+    the KVM that is compared with arm64's answers, "" for arm64. `name` and `why` say what it is.
     """
 
     host: str = "*"
@@ -35,6 +35,7 @@ class Rule:
     after: str = ""
     ids: frozenset[int] = frozenset()
     steps: frozenset[int] = frozenset()
+    arch: str = ""
     name: str = ""
     why: str = ""
 
@@ -84,7 +85,9 @@ def load_differences(path: Path = DIFFERENCES) -> tuple[Rule, ...]:
         rows = tomllib.loads(path.read_text()).get("difference", [])
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
-    rules = tuple(_rule(path, row, ("name", "why", "host", "sc", "op", "after", "ids", "steps")) for row in rows)
+    rules = tuple(
+        _rule(path, row, ("name", "why", "arch", "host", "sc", "op", "after", "ids", "steps")) for row in rows
+    )
     for rule in rules:
         if not rule.name or not rule.why:
             raise UsageError(f"{path}: every difference has a name and a why: {rule}")

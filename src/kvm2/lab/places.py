@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from kvm2.errors import UsageError
 from kvm2.hosts import REAL
 
 DESCRIBED, KERNEL, ORACLE = "described", "kernel", "oracle"
@@ -78,10 +77,6 @@ def _kernel(host: str) -> Place:
 
 
 def _oracle(host: str, shape: str) -> Place:
-    from kvm2.lab import bundled
+    from kvm2.lab.oracle import shapes
 
-    recorded = bundled.record_file(shape)
-    if recorded is None:
-        raise UsageError(f"{host}: no such machine; there are: {', '.join(bundled.recorded_hosts())}")
-    page = bundled.header_of(shape)["page"]
-    return Place(host, shape, ORACLE, "arm64", page, command_of(host))
+    return Place(host, shape, ORACLE, "arm64", shapes.shape(shape).page, command_of(host))

@@ -1,0 +1,51 @@
+"""Comparisons of answers as text: every difference, and the line of totals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from kvm2.lab.compare import Difference
+    from kvm2.lab.replay import Report
+
+
+def show_differences(report: Report) -> None:
+    """Every step that differs on stdout, and what went wrong inside on stderr."""
+    for verdict in report.verdicts:
+        if verdict.differences:
+            click.echo(f"{verdict.scenario}: {verdict.equal} of {verdict.steps} steps equal")
+            for difference in verdict.differences:
+                click.echo(difference_text(difference))
+    for name, lines in report.faults.items():
+        click.echo(f"{name}: went wrong inside:\n  " + "\n  ".join(lines), err=True)
+
+
+def totals_line(report: Report, sides: str) -> str:
+    """The totals of a comparison on one line, after what was compared."""
+    totals = report.totals()
+    return (
+        f"{sides}: {len(report.verdicts)} scenarios, {totals['steps']} steps: {totals['equal']} equal, "
+        f"{totals['different']} different ({totals['named']} of them named), {totals['untrusted']} not believed"
+    )
+
+
+def difference_text(difference: Difference) -> str:
+    """One step that differs, on three lines; of a register dump only the registers that do."""
+    from kvm2.lab.compare import register_changes
+
+    changes = register_changes(difference)
+    name = f"  [{difference.name}]" if difference.name else ""
+    head = f"  {difference.step:4} {difference.brief}{name}"
+    if changes is not None:
+        lines = [f"         {key}: recorded {want}, here {have}" for key, want, have in changes]
+        return "\n".join([head, *lines])
+    return f"{head}\n         recorded {short(difference.expected)}\n         here     {short(difference.got)}"
+
+
+def short(answer: object) -> str:
+    import json
+
+    text = json.dumps(answer)
+    return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
