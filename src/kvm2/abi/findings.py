@@ -28,6 +28,9 @@ NO_ATTR = vm2.KVM_VM2_FINDING_NO_ATTR
 MESSAGE_SIZE = 144
 RECORD_SIZE = vm2.Vm2Finding.SIZE
 
+# How the message of a finding on a real kernel begins: who refused.
+KERNEL, LIBRARY = "kernel: ", "library: "
+
 _ALL_ONES = (1 << 64) - 1
 
 
@@ -61,6 +64,11 @@ class Finding:
         return self.known_hint or hint_of(self)
 
     @property
+    def by(self) -> str:
+        """Who refused, on a real kernel: "kernel" or "library" (which knew what the kernel offers); "" elsewhere."""
+        return next((who[:-2] for who in (KERNEL, LIBRARY) if self.message.startswith(who)), "")
+
+    @property
     def is_error(self) -> bool:
         """False for a note."""
         return self.error != 0
@@ -89,7 +97,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, object]:
         """For JSON: every number, and the texts."""
-        keys = ("attr_index", "attr_type", "offset", "value", "min", "max", "mask", "message", "path", "hint")
+        keys = ("attr_index", "attr_type", "offset", "value", "min", "max", "mask", "message", "path", "hint", "by")
         return {"error": self.name, "errno": self.error} | {key: getattr(self, key) for key in keys}
 
 

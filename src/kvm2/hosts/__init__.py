@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from kvm2.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kvm2.hosts.backend import Backend
+
+B = TypeVar("B", bound="Backend")
 
 REAL = ("/dev/kvm", "kvm")
 
@@ -26,21 +30,34 @@ def watched(wrap: Callable[[Backend], Backend]) -> Iterator[None]:
         _watchers.remove(wrap)
 
 
-def _seen(backend: Backend) -> Backend:
+def _seen(backend: B) -> B:
     for wrap in _watchers:
-        backend = wrap(backend)
+        backend = cast("B", wrap(backend))  # a wrapper has everything that it wraps has
     return backend
 
 
-def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
-    """Who answers for a host, before /dev/kvm is opened on it."""
-    if str(host) in REAL:
-        from kvm2.hosts.kernel import Kernel
+def is_real(host: str | Path) -> bool:
+    """Whether a host's name means this machine's kernel."""
+    return str(host) in REAL
 
-        return _seen(Kernel())
+
+def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
+    """Who answers for a host, before /dev/kvm is opened on it. EnvironmentFault where this machine's KVM cannot be."""
+    if is_real(host):
+        if working_caps:
+            raise UsageError("--working-caps is about the software KVM; a real one executes what it announces")
+        from kvm2.hosts.real import open_real
+
+        return _seen(open_real(between=_seen))
     from kvm2.hosts.soft import open_soft
 
     return _seen(open_soft(host, working_caps))
+
+
+def arch_of(backend: Backend) -> str:
+    """The architecture of a backend's guests: "arm64", "x86_64", ... as host files have it; "" where nobody says."""
+    profile = getattr(backend, "profile", None)
+    return str(getattr(profile, "arch", "") or getattr(backend, "arch", ""))
 
 
 def host_names() -> list[str]:

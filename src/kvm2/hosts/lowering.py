@@ -1,0 +1,315 @@
+"""KVM_CREATE_VM2 on a kernel that does not have it: the same calls, lowered to what the kernel has.
+
+`Lowered` stands between the handles and a kernel and answers the new requests itself; everything else goes through.
+The checks are those of the software KVM (`softkvm.creation`), against what the kernel offers (`kernel_profile`); the
+kernel has the last word, before the report is written. Each finding says who refused: `kernel` or `library`.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from kvm2.abi import ioctls as io
+from kvm2.abi import vm2
+from kvm2.abi.findings import KERNEL, LIBRARY, NO_ATTR, Finding
+from kvm2.errors import KvmError
+from kvm2.hosts.backend import Backend
+from kvm2.hosts.kernel_profile import read_kernel
+from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm
+from kvm2.hosts.reasons import Reasons
+from kvm2.softkvm import creation, negotiation
+from kvm2.softkvm.limits import limits_of
+from kvm2.softkvm.memory import ProcessMemory
+from kvm2.softkvm.typeword import word_of
+from kvm2.softkvm.vmconfig import MACHINE, PHYSADDR, Configuring, VmConfig
+
+if TYPE_CHECKING:
+    from kvm2.hosts.kernel_profile import KernelProfile
+
+# The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
+UNKNOWN_ON_VM = {"arm64": errno.EINVAL}
+
+
+class RawKvm(Backend, Protocol):
+    """A kernel as it is. `reserve` and `fill` are for a VM that gets its number before it is made."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def arch(self) -> str: ...
+    @property
+    def page_shift(self) -> int: ...
+
+    def reserve(self) -> int:
+        """A descriptor that answers nothing yet."""
+        ...
+
+    def fill(self, fd: int, made: int) -> None:
+        """What descriptor `made` refers to gets the reserved number `fd`; `made` is closed."""
+        ...
+
+
+class Lowered:
+    """A kernel with the calls of KVM_CREATE_VM2: a `hosts.backend.Backend`. Any thread may call any method."""
+
+    def __init__(self, raw: RawKvm) -> None:
+        self.raw = raw
+        self.memory = ProcessMemory()
+        self.reasons = Reasons(self)
+        self._vms: dict[int, LoweredVm] = {}
+        self._vcpus: dict[int, LoweredVcpu] = {}
+        self._configuring: dict[int, Configuring] = {}
+        self._lock = threading.RLock()
+        self._requests = {
+            io.KVM_CREATE_VM: self._create_vm,
+            io.KVM_CREATE_VM2: self._create_vm2,
+            io.KVM_CREATE_VM2_FIXED: self._create_vm2_fixed,
+            io.KVM_DESCRIBE_VM2: self._describe,
+            io.KVM_CHECK_EXTENSION: self._check_extension,
+            io.KVM_VM2_SET_ATTRS: self._set_attrs,
+            io.KVM_VM2_GET_ATTR: self._get_attr,
+            io.KVM_VM2_COMMIT: self._commit,
+            io.KVM_CREATE_VCPU: self._create_vcpu,
+            io.KVM_ARM_VCPU_INIT: self._init_vcpu,
+            io.KVM_ARM_VCPU_FINALIZE: self._finalize,
+            io.KVM_SET_ONE_REG: self._set_one_reg,
+        }
+        self.kvm_run, self.kick = raw.kvm_run, raw.kick
+        self.memory_gone, self.memory_written = raw.memory_gone, raw.memory_written
+
+    @property
+    def arch(self) -> str:
+        """The architecture of the kernel, and so of its guests."""
+        return self.raw.arch
+
+    @cached_property
+    def kernel(self) -> KernelProfile:
+        """What the kernel offers; asked once."""
+        with self._lock:
+            return read_kernel(self.raw)
+
+    def open(self) -> int:
+        """A new descriptor of the kernel's device."""
+        fd = self.raw.open()
+        self.reasons.opened(fd)
+        return fd
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """The answer; KvmError with the kernel's errno and the reason, or with findings."""
+        if request != io.KVM_RUN or fd in self._configuring:
+            return self._other(fd, request, arg)
+        try:
+            return self.raw.ioctl(fd, request, arg)
+        except KvmError as error:
+            raise self.reasons.explained(error, fd, request, arg) from None
+
+    def _other(self, fd: int, request: int, arg: int) -> int:
+        call = self._requests.get(request)
+        try:
+            if fd in self._configuring and request not in _WHILE_CONFIGURING:
+                raise self._not_yet(request)
+            result = self.raw.ioctl(fd, request, arg) if call is None else call(fd, arg)
+        except KvmError as error:
+            raise self.reasons.explained(error, fd, request, arg) from None
+        self.reasons.done(fd, request, arg, result)
+        return result
+
+    def _not_yet(self, request: int) -> KvmError:
+        if io.by_number(request, "vm", self.arch) is None:
+            return KvmError(UNKNOWN_ON_VM.get(self.arch, errno.ENOTTY), f"{request:#x} is no ioctl of a VM")
+        return KvmError(errno.ENOEXEC, "this VM is in the negotiation phase: KVM_VM2_COMMIT makes it ready")
+
+    def close(self, fd: int) -> None:
+        """Closes a descriptor."""
+        for table in (self._vms, self._vcpus, self._configuring):
+            table.pop(fd, None)  # type: ignore[attr-defined]
+        self.reasons.closed(fd)
+        self.raw.close(fd)
+
+    # ---- making VMs
+
+    def _install(self, fd: int, config: VmConfig | None) -> int:
+        self._vms[fd] = LoweredVm(self.raw, self.memory, config)
+        return fd
+
+    def _create_vm(self, fd: int, type_word: int) -> int:
+        made = self.raw.ioctl(fd, io.KVM_CREATE_VM, type_word)
+        config = None
+        # A kernel may know types that are not known here; its VM is fine, only what it got cannot be told.
+        with suppress(KvmError):
+            found = creation.create_vm(self.kernel, self.memory, type_word)
+            config = found if isinstance(found, VmConfig) else None
+        return self._install(made, config)
+
+    def _create_vm2(self, fd: int, arg: int) -> int:
+        making = _Making(self, fd)
+        try:
+            config = creation.create_vm2(self.kernel, self.memory, arg, making)
+        except BaseException:
+            making.undo()
+            raise
+        if isinstance(config, int):
+            return config
+        if isinstance(config, Configuring):
+            reserved = self.raw.reserve()
+            self._configuring[reserved] = config
+            self._vms[reserved] = LoweredVm(self.raw, self.memory, None)
+            self.reasons.opened(reserved, "vm")
+            return reserved
+        return self._install(making.made, config)
+
+    def _create_vm2_fixed(self, fd: int, arg: int) -> int:
+        making = _Making(self, fd, fixed=True)
+        try:
+            config = creation.create_vm2_fixed(self.kernel, self.memory, arg, making)
+        except BaseException:
+            making.undo()
+            raise
+        return self._install(making.made, config)
+
+    def _describe(self, fd: int, arg: int) -> int:
+        return creation.describe_vm2(self.kernel, self.memory, arg)
+
+    # ---- the negotiation phase
+
+    def _state(self, fd: int) -> Configuring | None:
+        if fd not in self._vms:
+            raise KvmError(errno.EINVAL, f"descriptor {fd} is not a VM")
+        return self._configuring.get(fd)
+
+    def _set_attrs(self, fd: int, arg: int) -> int:
+        with self._lock:
+            return negotiation.set_attrs(self.kernel, self._state(fd), self.memory, arg, _marked)
+
+    def _commit(self, fd: int, arg: int) -> int:
+        with self._lock:
+            state = self._state(fd)
+            system = self.raw.open() if state is not None else -1
+            making = _Making(self, system)
+            try:
+                config = negotiation.commit(self.kernel, state, self.memory, arg, making)
+            except BaseException:
+                making.undo()
+                raise
+            finally:
+                if system >= 0:
+                    self.raw.close(system)
+            if not isinstance(config, int):
+                self.raw.fill(fd, making.made)
+                del self._configuring[fd]
+                self._install(fd, config)
+        return 0
+
+    # ---- what a VM and a vCPU answer
+
+    def _config_of(self, fd: int) -> VmConfig:
+        state = self._state(fd)
+        config = state.config if state is not None else self._vms[fd].config
+        if config is None:
+            raise KvmError(errno.EOPNOTSUPP, "the kernel took a `type` word that kvm2 does not know")
+        return config
+
+    def ipa_bits_of(self, fd: int) -> int:
+        """The IPA size in bits of the VM behind a descriptor; 0 where it has none, or none that is known."""
+        vm = self._vms.get(fd)
+        return vm.config.ipa_bits if vm is not None and vm.config is not None else 0
+
+    def _get_attr(self, fd: int, arg: int) -> int:
+        return negotiation.get_attr(self.kernel, self._config_of(fd), self.memory, arg)
+
+    def _check_extension(self, fd: int, cap: int) -> int:
+        if fd in self._configuring:
+            value = self._system_extension(cap)
+            vm: LoweredVm | None = LoweredVm(self.raw, self.memory, self._config_of(fd))
+        else:
+            value, vm = self.raw.ioctl(fd, io.KVM_CHECK_EXTENSION, cap), self._vms.get(fd)
+        if cap == vm2.KVM_CAP_CREATE_VM2:
+            return self.kernel.create_vm2
+        return value if vm is None else vm.check_extension(value, cap)
+
+    def _system_extension(self, cap: int) -> int:
+        system = self.raw.open()
+        try:
+            return self.raw.ioctl(system, io.KVM_CHECK_EXTENSION, cap)
+        finally:
+            self.raw.close(system)
+
+    def _create_vcpu(self, fd: int, number: int) -> int:
+        vm = self._vms.get(fd)
+        if vm is None:
+            return self.raw.ioctl(fd, io.KVM_CREATE_VCPU, number)
+        vcpu, state = vm.create_vcpu(fd, number)
+        self._vcpus[vcpu] = state
+        return vcpu
+
+    def _init_vcpu(self, fd: int, arg: int) -> int:
+        vcpu = self._vcpus.get(fd)
+        return self.raw.ioctl(fd, io.KVM_ARM_VCPU_INIT, arg) if vcpu is None else vcpu.init(fd, arg)
+
+    def _finalize(self, fd: int, arg: int) -> int:
+        vcpu = self._vcpus.get(fd)
+        return self.raw.ioctl(fd, io.KVM_ARM_VCPU_FINALIZE, arg) if vcpu is None else vcpu.finalize(fd, arg)
+
+    def _set_one_reg(self, fd: int, arg: int) -> int:
+        vcpu = self._vcpus.get(fd)
+        return self.raw.ioctl(fd, io.KVM_SET_ONE_REG, arg) if vcpu is None else vcpu.set_one_reg(fd, arg)
+
+
+_WHILE_CONFIGURING = frozenset({io.KVM_CHECK_EXTENSION, io.KVM_VM2_GET_ATTR, io.KVM_VM2_SET_ATTRS, io.KVM_VM2_COMMIT})
+
+
+def _marked(findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
+    """What the checks found is the library's word: the kernel was not asked."""
+    return tuple(replace(finding, message=LIBRARY + finding.message) for finding in findings)
+
+
+class _Making:
+    """The kernel's part in one creation: KVM_CREATE_VM between the checks and the report. `made` is the descriptor."""
+
+    def __init__(self, host: Lowered, system: int, fixed: bool = False) -> None:
+        self.host, self.system, self.fixed = host, system, fixed
+        self.made = -1
+
+    def __call__(self, findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
+        found = _marked(findings, config, dry)
+        if config is None or (dry and self._is_known(config)):
+            return found
+        try:
+            self.made = self.host.raw.ioctl(self.system, io.KVM_CREATE_VM, self._type_word(config))
+        except KvmError as error:
+            return (*found, self._refused(error, config))
+        if dry:
+            self.undo()
+        return found
+
+    def undo(self) -> None:
+        """The VM that nobody will get."""
+        if self.made >= 0:
+            self.host.raw.close(self.made)
+            self.made = -1
+
+    def _is_known(self, config: VmConfig) -> bool:
+        """Whether the kernel's capabilities say that it takes this: then a dry run needs no VM."""
+        return self.host.arch in ("arm64", "x86_64") or not config.machine_type
+
+    def _type_word(self, config: VmConfig) -> int:
+        word = word_of(self.host.kernel.type_word)
+        return word.encode(config.ipa_bits) if config.ipa_bits else config.machine_type
+
+    def _refused(self, error: KvmError, config: VmConfig) -> Finding:
+        kernel, type_word = self.host.kernel, self._type_word(config)
+        why = self.host.reasons.of_type(type_word, error.errno or 0)
+        kind, value = (PHYSADDR, config.ipa_bits) if kernel.arch == "arm64" else (MACHINE, config.machine_type)
+        # A bare EINVAL for a list that is well-formed: the host cannot give it.
+        number = errno.EOPNOTSUPP if error.errno == errno.EINVAL else error.errno or errno.EIO
+        limits = limits_of(kernel)
+        low, high, mask = 0, 0, limits.machine_types
+        if kind == PHYSADDR:
+            low, high, mask = limits.ipa_least(None), limits.ipa_limit(None), 0
+        what = f"{KERNEL}KVM_CREATE_VM({type_word:#x}) is {error.name}: {why}"
+        return Finding(NO_ATTR, kind, number, 8 if kind == MACHINE else 4, value, low, high, mask, what)

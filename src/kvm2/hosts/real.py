@@ -1,0 +1,89 @@
+"""`/dev/kvm` of this machine as a host, and in words why it cannot be one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvm2.errors import EnvironmentFault
+from kvm2.hosts.kernel import DEVICE, Kernel, machine_arch
+from kvm2.hosts.lowering import Lowered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvm2.hosts.lowering import RawKvm
+
+INSTEAD = "or give a described host (`kvm2 hosts` lists them)"
+
+
+def open_real(path: str = DEVICE, between: Callable[[RawKvm], RawKvm] | None = None) -> Lowered:
+    """The KVM of this machine, with KVM_CREATE_VM2 lowered to what it has. EnvironmentFault where there is none.
+
+    `between` may put something between the lowering and the kernel (a trace).
+    """
+    why = refusal(path)
+    if why:
+        raise EnvironmentFault(why)
+    kernel: RawKvm = Kernel(path)
+    return Lowered(kernel if between is None else between(kernel))
+
+
+def refusal(path: str = DEVICE) -> str:
+    """Why `/dev/kvm` cannot be opened, and what to do; "" where it can."""
+    if os.name != "posix" or not Path("/dev").is_dir() or os.uname().sysname != "Linux":
+        return f"{path}: KVM is part of Linux, this is {os.uname().sysname}: {INSTEAD[3:]}"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{path} cannot be opened: {error.strerror}. {_what_to_do(path, error.errno or 0)}, {INSTEAD}"
+    return ""
+
+
+def _what_to_do(path: str, number: int) -> str:
+    if number in (errno.EACCES, errno.EPERM):
+        return (
+            f"Become a member of the group that owns it ({_group(path)}): usermod -aG {_group(path)} USER, log in again"
+        )
+    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return _absent()
+    return "See the kernel's log"
+
+
+def _group(path: str) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(Path(path).stat().st_gid).gr_name
+    except (KeyError, OSError):
+        return "kvm"
+
+
+def _absent() -> str:
+    """The device is not there: because of the CPU, of the machine around, or of a container."""
+    if machine_arch() == "x86_64":
+        flags = _cpu_flags()
+        if not flags & {"vmx", "svm"}:
+            virtual = "hypervisor" in flags
+            return (
+                "This is a virtual machine without nested virtualisation: its host must allow it"
+                if virtual
+                else "The CPU's virtualisation (vmx, svm) is off: switch it on in the firmware"
+            )
+        module = "kvm_intel" if "vmx" in flags else "kvm_amd"
+        return f"Load the module (modprobe {module}); in a container pass the device (--device /dev/kvm)"
+    return (
+        "The kernel must be built with KVM and booted at EL2 (a virtual machine needs nested virtualisation for that); "
+        "in a container pass the device (--device /dev/kvm)"
+    )
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return set(line.partition(":")[2].split())
