@@ -26,7 +26,7 @@ SVE_BIT = 1 << KVM_ARM_VCPU_SVE
 
 
 class LoweredVm:
-    """A VM of the kernel. `config` is what creation gave; None where the kernel took a `type` that is not known here."""
+    """A VM of the kernel. `config` is what creation gave; None where the kernel took an unknown `type`."""
 
     def __init__(self, raw: RawKvm, memory: Memory, config: VmConfig | None) -> None:
         self.raw, self.memory, self.config = raw, memory, config

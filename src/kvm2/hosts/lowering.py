@@ -22,6 +22,7 @@ from kvm2.hosts.backend import Backend
 from kvm2.hosts.kernel_profile import read_kernel
 from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm
 from kvm2.hosts.reasons import Reasons
+from kvm2.hosts.why import of_machine_type
 from kvm2.softkvm import creation, negotiation
 from kvm2.softkvm.limits import limits_of
 from kvm2.softkvm.memory import ProcessMemory
@@ -127,7 +128,7 @@ class Lowered:
     def close(self, fd: int) -> None:
         """Closes a descriptor."""
         for table in (self._vms, self._vcpus, self._configuring):
-            table.pop(fd, None)  # type: ignore[attr-defined]
+            table.pop(fd, None)
         self.reasons.closed(fd)
         self.raw.close(fd)
 
@@ -172,6 +173,18 @@ class Lowered:
             raise
         return self._install(making.made, config)
 
+    def _marked(
+        self, findings: tuple[Finding, ...], config: VmConfig | None = None, dry: bool = False
+    ) -> tuple[Finding, ...]:
+        """What the checks found is the library's word: the kernel was not asked."""
+        return tuple(replace(finding, message=LIBRARY + self._worded(finding)) for finding in findings)
+
+    def _worded(self, finding: Finding) -> str:
+        if finding.attr_type == MACHINE and finding.error == errno.EOPNOTSUPP and self.arch != "arm64":
+            why = of_machine_type(self.arch, finding.value, self.kernel.vm_types)
+            return f"machine_type = {finding.value}: {why}"
+        return finding.message
+
     def _describe(self, fd: int, arg: int) -> int:
         return creation.describe_vm2(self.kernel, self.memory, arg)
 
@@ -184,7 +197,7 @@ class Lowered:
 
     def _set_attrs(self, fd: int, arg: int) -> int:
         with self._lock:
-            return negotiation.set_attrs(self.kernel, self._state(fd), self.memory, arg, _marked)
+            return negotiation.set_attrs(self.kernel, self._state(fd), self.memory, arg, self._marked)
 
     def _commit(self, fd: int, arg: int) -> int:
         with self._lock:
@@ -263,11 +276,6 @@ class Lowered:
 _WHILE_CONFIGURING = frozenset({io.KVM_CHECK_EXTENSION, io.KVM_VM2_GET_ATTR, io.KVM_VM2_SET_ATTRS, io.KVM_VM2_COMMIT})
 
 
-def _marked(findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
-    """What the checks found is the library's word: the kernel was not asked."""
-    return tuple(replace(finding, message=LIBRARY + finding.message) for finding in findings)
-
-
 class _Making:
     """The kernel's part in one creation: KVM_CREATE_VM between the checks and the report. `made` is the descriptor."""
 
@@ -276,7 +284,7 @@ class _Making:
         self.made = -1
 
     def __call__(self, findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
-        found = _marked(findings, config, dry)
+        found = self.host._marked(findings)
         if config is None or (dry and self._is_known(config)):
             return found
         try:

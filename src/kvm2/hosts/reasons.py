@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvm2.hosts.lowering import Lowered
 
 KINDS = {"system": "/dev/kvm", "vm": "a VM", "vcpu": "a vCPU", "device": "a device"}
-# Where a VM's address space ends, for kernels that say EINVAL and not EFAULT beyond it: no slot is beyond in this check.
+# The address space of VMs whose kernel says EINVAL, not EFAULT, beyond it: no slot is beyond in this check.
 NO_LIMIT = 64
 SLOT_CALLS = (io.KVM_SET_USER_MEMORY_REGION, io.KVM_SET_USER_MEMORY_REGION2)
 CREATES = {

@@ -42,8 +42,8 @@ WHY: dict[tuple[str, int], str] = {
     ("KVM_RUN", errno.EINVAL): "the registers are in a state that no CPU can be in, or kvm_run holds a wrong value",
     ("KVM_ARM_VCPU_INIT", errno.ENOENT): "a feature bit that this kernel does not know",
     ("KVM_ARM_VCPU_INIT", errno.EINVAL): (
-        "a feature that this host does not have, half of the pointer authentication pair, features that differ from the "
-        "VM's other vCPUs, or a target other than KVM_ARM_PREFERRED_TARGET"
+        "a feature that this host does not have, half of the pointer authentication pair, features that differ from "
+        "the VM's other vCPUs, or a target other than KVM_ARM_PREFERRED_TARGET"
     ),
     ("KVM_ARM_VCPU_FINALIZE", errno.ENOEXEC): _INIT_FIRST,
     ("KVM_ARM_VCPU_FINALIZE", errno.EPERM): "the SVE vector lengths of this vCPU are final already",
@@ -57,8 +57,8 @@ WHY: dict[tuple[str, int], str] = {
     ("KVM_SET_ONE_REG", errno.EPERM): "the SVE vector lengths are final (VLS), or are not yet (Z, P, FFR)",
     ("KVM_SET_ONE_REG", errno.EBUSY): "the VM has run: its ID registers and firmware registers are fixed",
     ("KVM_SET_ONE_REG", errno.EINVAL): (
-        "a value that this register cannot take: an ID register above the host's, SVE lengths that are not the host's own "
-        "up to a maximum, or a wrong size"
+        "a value that this register cannot take: an ID register above the host's, SVE lengths that are not the host's "
+        "own up to a maximum, or a wrong size"
     ),
     ("KVM_GET_REG_LIST", errno.ENOEXEC): _INIT_FIRST,
     ("KVM_GET_REG_LIST", errno.EPERM): _NOT_FINAL,
@@ -66,8 +66,8 @@ WHY: dict[tuple[str, int], str] = {
     ("KVM_GET_VCPU_EVENTS", errno.ENOEXEC): _INIT_FIRST,
     ("KVM_SET_VCPU_EVENTS", errno.ENOEXEC): _INIT_FIRST,
     ("KVM_SET_SREGS", errno.EINVAL): (
-        "control registers that no CPU can have together: paging without protection, long mode without PAE or EFER.LME, "
-        "reserved bits of CR4 or EFER, or an APIC base that cannot be"
+        "control registers that no CPU can have together: paging without protection, long mode without PAE or "
+        "EFER.LME, reserved bits of CR4 or EFER, or an APIC base that cannot be"
     ),
     ("KVM_SET_SREGS2", errno.EINVAL): "as KVM_SET_SREGS, or PDPTR flags without PAE paging",
     ("KVM_SET_CPUID2", errno.EINVAL): "CPUID cannot change after KVM_RUN, or names features that this host cannot give",
@@ -97,7 +97,7 @@ WHY: dict[tuple[str, int], str] = {
 
 X86_VM_TYPES = {
     0: "default",
-    1: "SW_PROTECTED_VM (CONFIG_KVM_SW_PROTECTED_VM)",
+    1: "SW_PROTECTED (CONFIG_KVM_SW_PROTECTED_VM)",
     2: "SEV (kvm_amd with sev=1)",
     3: "SEV_ES (kvm_amd with sev_es=1)",
     4: "SNP (kvm_amd with sev_snp=1)",
@@ -110,19 +110,19 @@ def of_machine_type(arch: str, word: int, offered: int) -> str:
     """Why a kernel that is not arm64 refused a machine type with EINVAL. `offered`: x86's KVM_CAP_VM_TYPES.
 
     >>> of_machine_type("x86_64", 4, 1)
-    'VM type 4, SNP (kvm_amd with sev_snp=1): this kernel offers 0 (KVM_CAP_VM_TYPES)'
+    'SNP (kvm_amd with sev_snp=1) is not there; this kernel offers 0 (KVM_CAP_VM_TYPES)'
     """
     if arch == "x86_64":
         have = ", ".join(str(bit) for bit in range(32) if (offered | 1) >> bit & 1)
         source = "KVM_CAP_VM_TYPES" if offered else "it has no KVM_CAP_VM_TYPES"
-        name = f", {X86_VM_TYPES[word]}" if word in X86_VM_TYPES else ""
-        return f"VM type {word}{name}: this kernel offers {have} ({source})"
+        name = X86_VM_TYPES.get(word, f"VM type {word}")
+        return f"{name} is not there; this kernel offers {have} ({source})"
     if arch == "s390x":
         if word & ~1:
-            return f"machine type {word:#x}: only bit 0 (UCONTROL) has a meaning"
+            return f"type {word:#x}: only bit 0 (UCONTROL) has a meaning"
         return "UCONTROL needs CAP_SYS_ADMIN, and a kernel with CONFIG_KVM_S390_UCONTROL"
     if arch == "powerpc":
         if word in POWERPC_TYPES:
-            return f"machine type {word}, {POWERPC_TYPES[word]}: the module is not loaded, or this CPU cannot"
-        return f"machine type {word}: 0 is the default, 1 HV, 2 PR"
-    return f"machine type {word}: {arch} has 0 only"
+            return f"{POWERPC_TYPES[word]} is not loaded, or this CPU cannot"
+        return f"type {word}: 0 is the default, 1 HV, 2 PR"
+    return f"type {word}: {arch} has 0 only"
