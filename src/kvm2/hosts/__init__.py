@@ -54,12 +54,6 @@ def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
     return _seen(open_soft(host, working_caps))
 
 
-def arch_of(backend: Backend) -> str:
-    """The architecture of a backend's guests: "arm64", "x86_64", ... as host files have it; "" where nobody says."""
-    profile = getattr(backend, "profile", None)
-    return str(getattr(profile, "arch", "") or getattr(backend, "arch", ""))
-
-
 def host_names() -> list[str]:
     """The names of the described hosts that come with kvm2."""
     from kvm2.softkvm import profile

@@ -30,27 +30,27 @@ class LoweredVm:
 
     def __init__(self, raw: RawKvm, memory: Memory, config: VmConfig | None) -> None:
         self.raw, self.memory, self.config = raw, memory, config
+        self.rules = config if config is not None and config.made_by_vm2 else None
         self.vcpus = 0
         self.lock = threading.Lock()
 
     def check_extension(self, value: int, cap: int) -> int:
         """KVM_CHECK_EXTENSION on the VM: the kernel's `value`, as far as creation allows it."""
-        config = self.config
-        if config is None or not config.made_by_vm2:
+        rules = self.rules
+        if rules is None:
             return value
         if cap == caps.KVM_CAP_MAX_VCPUS:
-            return min(value, config.max_vcpus)
+            return min(value, rules.max_vcpus)
         if cap == caps.KVM_CAP_MAX_VCPU_ID:
-            return min(value, config.max_vcpu_id)
-        return 0 if cap == caps.KVM_CAP_ARM_SVE and not config.sve_allowed else value
+            return min(value, rules.max_vcpu_id)
+        return 0 if cap == caps.KVM_CAP_ARM_SVE and not rules.sve_allowed else value
 
     def create_vcpu(self, fd: int, number: int) -> tuple[int, LoweredVcpu]:
         """KVM_CREATE_VCPU: EINVAL at or above the VM's maximum."""
-        config = self.config
+        rules = self.rules
         with self.lock:
-            bound = config if config is not None and config.made_by_vm2 else None
-            if bound is not None and (number >= bound.max_vcpu_id or self.vcpus >= bound.max_vcpus):
-                why = f"vCPU id {number}: this VM takes 0..{bound.max_vcpu_id - 1} (attribute MAX_VCPUS)"
+            if rules is not None and (number >= rules.max_vcpu_id or self.vcpus >= rules.max_vcpus):
+                why = f"vCPU id {number}: this VM takes 0..{rules.max_vcpu_id - 1} (attribute MAX_VCPUS)"
                 raise KvmError(errno.EINVAL, why)
             vcpu = self.raw.ioctl(fd, ioctls.KVM_CREATE_VCPU, number)
             self.vcpus += 1
@@ -66,12 +66,12 @@ class LoweredVcpu:
 
     def init(self, fd: int, arg: int) -> int:
         """KVM_ARM_VCPU_INIT, then what the VM's creation says comes with it."""
-        config, raw = self.vm.config, self.vm.raw
-        if config is None or not config.made_by_vm2:
+        rules, raw = self.vm.rules, self.vm.raw
+        if rules is None:
             return raw.ioctl(fd, ioctls.KVM_ARM_VCPU_INIT, arg)
         wanted = VcpuInit.unpack(self.vm.memory.read(arg, VcpuInit.SIZE))
         sve = bool(wanted.features[0] & SVE_BIT)
-        if sve and not config.sve_allowed:
+        if sve and not rules.sve_allowed:
             raise KvmError(
                 errno.EINVAL,
                 "this VM was created without SVE: create it with ARM64_SVE_VLS or VCPU_NEEDS_SET_SVE_VLS (sve=...)",
@@ -80,13 +80,13 @@ class LoweredVcpu:
         self.has_sve = sve
         if sve and not self.finalized:
             self.vls_written = False  # the kernel has its own set again
-            if config.sve_vls is not None:
-                data = b"".join(word.to_bytes(8, "little") for word in config.sve_vls)
+            if rules.sve_vls is not None:
+                data = b"".join(word.to_bytes(8, "little") for word in rules.sve_vls)
                 set_reg(raw, fd, onereg.KVM_REG_ARM64_SVE_VLS, data)
                 finalize_sve(raw, fd)
                 self.finalized = True
-        if config.parange_follows_ipa:
-            self._follow(fd, config.ipa_bits)
+        if rules.parange_follows_ipa:
+            self._follow(fd, rules.ipa_bits)
         return result
 
     def _follow(self, fd: int, ipa_bits: int) -> None:
@@ -117,8 +117,8 @@ class LoweredVcpu:
     def set_one_reg(self, fd: int, arg: int) -> int:
         """KVM_SET_ONE_REG: remembers that VLS was written."""
         result = self.vm.raw.ioctl(fd, ioctls.KVM_SET_ONE_REG, arg)
-        config = self.vm.config
-        if config is not None and config.needs_set_sve_vls and not self.vls_written:
+        rules = self.vm.rules
+        if rules is not None and rules.needs_set_sve_vls and not self.vls_written:
             register = OneReg.unpack(self.vm.memory.read(arg, OneReg.SIZE)).id
             self.vls_written = register == onereg.KVM_REG_ARM64_SVE_VLS
         return result
