@@ -29,6 +29,7 @@ COMMANDS = {
     "conform": "All recorded scenarios on a host, compared with a kernel or a model.",
     "replay": "Run a recorded sequence of ioctls on a host.",
     "trace": "Run a command, and show its ioctls decoded.",
+    "oracle": "A live arm64 kernel in an emulated machine, with kvm2 inside.",
     "shell": "A Python prompt with kvm, vm and vcpu made.",
     "completion": "Print the completion script of a shell.",
 }
