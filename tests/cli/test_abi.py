@@ -19,6 +19,7 @@ COMMANDS = {
     ("syzlang",): "generated/kvm2.syz.txt",
     ("syzlang", "--const"): "generated/kvm2.syz.txt.const",
     ("schema",): "generated/kvm2.schema.json",
+    ("api",): "docs/api.rst",
 }
 
 

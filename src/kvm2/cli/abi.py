@@ -54,6 +54,7 @@ def _generator(name: str, doc: str, path: str) -> Callable[..., None]:
 
 
 reference = _generator("reference", "Print the reference in Markdown.", "docs/reference.md")
+api = _generator("api", "Print the calls in the manner of the kernel's api.rst.", "docs/api.rst")
 schema = _generator("schema", "Print the JSON Schema, with the registry.", "generated/kvm2.schema.json")
 
 

@@ -57,6 +57,12 @@ def _schema() -> str:
     return schema()
 
 
+def _api() -> str:
+    from kvm2.abi.gen.api import api
+
+    return api()
+
+
 OUTPUTS: Final[dict[str, Callable[[], str]]] = {
     "generated/kvm2.h": _header,
     "generated/kvm2_check.c": _check,
@@ -66,6 +72,7 @@ OUTPUTS: Final[dict[str, Callable[[], str]]] = {
     "generated/kvm2.syz.txt.const": _constants,
     "generated/kvm2.schema.json": _schema,
     "docs/reference.md": _reference,
+    "docs/api.rst": _api,
 }
 """Path inside the project -> what makes the text."""
 
