@@ -78,7 +78,8 @@ def _got(kvm: Kvm, vm: Vm) -> dict[str, Any]:
             except KvmError:
                 continue  # not an attribute of this host
     form = format_of(vm.backend, vm.fd)
-    caps = ("MAX_VCPUS", "MAX_VCPU_ID", "NR_MEMSLOTS") + (("ARM_VM_IPA_SIZE", "ARM_SVE") if form else ())
+    arm64 = kvm.backend.arch == "arm64"
+    caps = ("MAX_VCPUS", "MAX_VCPU_ID", "NR_MEMSLOTS") + (("ARM_VM_IPA_SIZE", "ARM_SVE") if arm64 else ())
     return {
         "attributes": attributes,
         "stage2": _format_dict(form),

@@ -16,11 +16,20 @@ _PAGES = {12: "4K", 14: "16K", 16: "64K"}
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: schema kvm2.hosts/1, or kvm2.host/1.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the described hosts; with NAME (or the path of a host file) show one: its figures and their sources."""
+    """List the described hosts; with NAME show one: its figures and their sources.
+
+    NAME may be the path of a host file, or /dev/kvm: the KVM of this machine.
+    """
+    from kvm2.cli import real_host
+    from kvm2.hosts import is_real
     from kvm2.softkvm import profile
 
     if name is None:
         _list([profile.load(each) for each in profile.names()], as_json)
+        if not as_json:
+            real_host.mention()
+    elif is_real(name):
+        real_host.show(as_json)
     else:
         _show(profile.load(name), as_json)
 

@@ -98,9 +98,9 @@ class Granule(_ParamType):
 
 
 def _complete_host(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from kvm2.hosts import host_names
+    from kvm2.hosts import REAL, host_names
 
-    return [name for name in host_names() if name.startswith(incomplete)]
+    return [name for name in (*host_names(), REAL[0]) if name.startswith(incomplete)]
 
 
 host_option = click.option(
@@ -108,7 +108,7 @@ host_option = click.option(
     metavar="HOST",
     envvar="KVM2_HOST",
     shell_complete=_complete_host,
-    help=f"A described host, or a TOML file. [default: KVM2_HOST, else {DEFAULT_HOST}]",
+    help=f"A described host, a TOML file, or /dev/kvm. [default: KVM2_HOST, else {DEFAULT_HOST}]",
 )
 working_caps_option = click.option(
     "--working-caps", is_flag=True, help="Announce only the capabilities that the software KVM executes."

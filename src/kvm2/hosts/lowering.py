@@ -11,7 +11,7 @@ import errno
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 from kvm2.abi import ioctls as io
@@ -30,6 +30,8 @@ from kvm2.softkvm.typeword import word_of
 from kvm2.softkvm.vmconfig import MACHINE, PHYSADDR, Configuring, VmConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvm2.hosts.kernel_profile import KernelProfile
 
 # The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
@@ -109,6 +111,14 @@ class Lowered:
         except KvmError as error:
             raise self.reasons.explained(error, fd, request, arg) from None
 
+    def runner(self, fd: int) -> Callable[[], int]:
+        """The kernel's own short way into KVM_RUN of a vCPU, its errors explained."""
+        make = getattr(self.raw, "runner", None)
+        if make is None:
+            return partial(self.ioctl, fd, io.KVM_RUN)
+        run: Callable[[], int] = make(fd, lambda error: self.reasons.explained(error, fd, io.KVM_RUN, 0))
+        return run
+
     def _other(self, fd: int, request: int, arg: int) -> int:
         call = self._requests.get(request)
         try:
@@ -180,6 +190,10 @@ class Lowered:
         return tuple(replace(finding, message=LIBRARY + self._worded(finding)) for finding in findings)
 
     def _worded(self, finding: Finding) -> str:
+        row = vm2.ATTRIBUTES.get(finding.attr_type)
+        if finding.error == errno.ENOENT and row is not None and self.arch not in row.arches:
+            where = ", ".join(sorted(row.arches))
+            return f"type = {row.type}: {row.macro} is an attribute of {where}, this kernel is {self.arch}"
         if finding.attr_type == MACHINE and finding.error == errno.EOPNOTSUPP and self.arch != "arm64":
             why = of_machine_type(self.arch, finding.value, self.kernel.vm_types)
             return f"machine_type = {finding.value}: {why}"
