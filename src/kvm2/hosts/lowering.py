@@ -333,5 +333,5 @@ class _Making:
         low, high, mask = 0, 0, limits.machine_types
         if kind == PHYSADDR:
             low, high, mask = limits.ipa_least(None), limits.ipa_limit(None), 0
-        what = f"{KERNEL}KVM_CREATE_VM({type_word:#x}) is {error.name}: {why}"
+        what = f"{KERNEL}KVM_CREATE_VM({type_word:#x}) gave {error.name}: {why or error.strerror}"
         return Finding(NO_ATTR, kind, number, 8 if kind == MACHINE else 4, value, low, high, mask, what)

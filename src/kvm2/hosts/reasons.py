@@ -14,7 +14,7 @@ from kvm2.abi import ioctls as io
 from kvm2.abi import vm2
 from kvm2.abi.structs import CreateDevice, UserspaceMemoryRegion
 from kvm2.errors import KvmError
-from kvm2.hosts.why import WHY, of_machine_type
+from kvm2.hosts.why import ANYWHERE, WHY, of_machine_type
 from kvm2.softkvm.memslots import MemSlots
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class Reasons:
         known = self._known.get(fd)
         if number == errno.EBADF:
             return f"descriptor {fd} is not open"
-        if number == errno.EMFILE:
-            return "this process has as many open files as it may (ulimit -n)"
+        if number in ANYWHERE:
+            return ANYWHERE[number]
         if known is not None and number in (errno.EINVAL, errno.ENOTTY):
             wrong = self._wrong_call(known.kind, request)
             if wrong:
@@ -145,7 +145,7 @@ class Reasons:
         """Why KVM_CREATE_VM refused its `type` word."""
         host = self._host
         if number != errno.EINVAL:
-            return WHY.get(("KVM_CREATE_VM", number), "")
+            return WHY.get(("KVM_CREATE_VM", number)) or ANYWHERE.get(number, "")
         if host.arch == "arm64":
             return _of_size(word, host.kernel.ipa_limit, host.kernel.type_word)
         return of_machine_type(host.arch, word, host.kernel.vm_types)

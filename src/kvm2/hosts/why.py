@@ -14,6 +14,12 @@ _NO_IRQCHIP = "the VM has no interrupt controller in the kernel: create_irqchip(
 _NO_PIT = "the VM has no PIT in the kernel: create_pit2() first"
 _DEAD = "the VM belongs to another process, or a fault inside it has ended it"
 
+# What an errno means whatever was asked.
+ANYWHERE = {
+    errno.EMFILE: "this process has as many open files as it may (ulimit -n)",
+    errno.ENFILE: "this machine has as many open files as it may (fs.file-max)",
+}
+
 WHY: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VM", errno.ENOMEM): "the kernel has no memory for another VM",
     ("KVM_CREATE_VM", errno.EPERM): "this type of VM needs CAP_SYS_ADMIN",
