@@ -31,6 +31,7 @@ COMMANDS = {
     "trace": "Run a command, and show its ioctls decoded.",
     "oracle": "A live arm64 kernel in an emulated machine, with kvm2 inside.",
     "shell": "A Python prompt with kvm, vm and vcpu made.",
+    "probe": "Record a host, this machine or another, as a described one.",
     "completion": "Print the completion script of a shell.",
 }
 

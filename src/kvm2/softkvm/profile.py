@@ -43,6 +43,7 @@ class Profile:
     page_shift: int = 12
     parange: int = 5  # ID_AA64MMFR0_EL1.PARange
     pa_bits: int = 48
+    stated_ipa_limit: int = 0  # of a kernel that is built for less than the host has; 0: by the rule
     lpa2: bool = False  # stage 1 and 2, at the host's page size: VTCR_EL2.DS, and the limit may exceed 48
     granules: tuple[int, ...] = (12,)
     vmid_bits: int = 8
@@ -88,7 +89,8 @@ class Profile:
         """The largest IPA size in bits for a stage-2 granule (12, 14 or 16); 0 where the host has no such granule."""
         if self.arch != "arm64" or granule not in self.granules:
             return 0
-        return rules.ipa_limit(self.parange, granule, self.lpa2_for(granule))
+        limit = rules.ipa_limit(self.parange, granule, self.lpa2_for(granule))
+        return min(limit, self.stated_ipa_limit or limit)
 
     def lpa2_for(self, granule: int) -> bool:
         """Whether both stages have 52-bit addresses with this granule, and the kernel uses them (since 6.8)."""

@@ -78,8 +78,9 @@ def _common(facts: Facts) -> dict[str, Any]:
 
 
 def _check_caps(facts: Facts) -> None:
+    computed = rules.COMPUTED if facts.values.get("arch", "arm64") == "arm64" else rules.COMPUTED_ELSEWHERE
     for number in facts.tables["caps"]:
-        if number in rules.COMPUTED:
+        if number in computed:
             why = f"{name_of(number)} follows from the host's other figures"
             raise facts.wrong("caps", why, "capabilities that no rule gives; state the figure itself")
 
@@ -134,6 +135,7 @@ def _fields(facts: Facts, page_shift: int) -> dict[str, Any]:
         "fwb": reg.field_of(registers, reg.MMFR2, 40) > 0,
         "cnp": reg.field_of(registers, reg.MMFR2, 0) > 0,
         "dic": reg.field_of(registers, reg.CTR, 29, 1) > 0,
+        "stated_ipa_limit": facts.values.get("ipa_limit", 0),
         "sve_vqs": sve_vqs,
         "features": rules.features(registers, sve_vqs),
     }
@@ -144,16 +146,26 @@ def _answers(facts: Facts, host: dict[str, Any], fields: dict[str, Any]) -> dict
     known, registers = kernel(host["kernel"]), facts.registers
     given = {name: host[name] for name in ("page_shift", "cpus", "gic", "create_vm2", "max_vcpus", "max_vcpu_id")}
     given["nr_memslots"] = host["nr_memslots"]
-    given["ipa_limit"] = rules.ipa_limit(fields["parange"], host["page_shift"], fields["lpa2"])
+    given["ipa_limit"] = _ipa_limit(facts, rules.ipa_limit(fields["parange"], host["page_shift"], fields["lpa2"]))
     given["features"] = sum(1 << bit for bit in fields["features"])
     stated = facts.tables["caps"]
-    enable_caps = known.enable_caps | ({cap.KVM_CAP_ARM_MTE} if rules.has_mte(registers) else set())
+    by_rule = known.enable_caps | ({cap.KVM_CAP_ARM_MTE} if rules.has_mte(registers) else set())
+    enable_caps = facts.values.get("enable_caps", by_rule)
+    masks = rules.writable_masks(known.writable_masks, registers) | facts.tables["writable_masks"]
     return {
         "caps": {**rules.capabilities(known.caps, given, registers), **stated},
         "vm_caps": {cap.KVM_CAP_MSI_DEVID: 0, **facts.tables["vm_caps"]},
         "enable_caps": frozenset(number for number in enable_caps if stated.get(number) != 0),
-        "writable_masks": rules.writable_masks(known.writable_masks, registers),
+        "writable_masks": {enc: mask for enc, mask in masks.items() if mask},
     }
+
+
+def _ipa_limit(facts: Facts, rule: int) -> int:
+    """What the kernel gives of what the host has; by default all of it."""
+    limit: int = facts.values.get("ipa_limit", rule)
+    if limit > rule:
+        raise facts.wrong("ipa_limit", f"{limit} bits: PARange, granule and kernel give {rule}", f"32 to {rule}")
+    return limit
 
 
 def _creation_only(facts: Facts, common: dict[str, Any]) -> profile.Profile:

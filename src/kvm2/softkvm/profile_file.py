@@ -14,7 +14,7 @@ from kvm2.softkvm.profile_keys import KEYS, kernels
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TABLES = ("registers", "firmware", "ccsidr", "caps", "vm_caps", "sources")
+_TABLES = ("registers", "firmware", "ccsidr", "caps", "vm_caps", "writable_masks", "sources")
 _OWN = ("title", "base", "basis", "assumed", "without", "sources")  # what a file says about itself alone
 _MOST_BASES = 16
 

@@ -157,6 +157,20 @@ def _described(name: str) -> int:
     return enc
 
 
+def _feature_id(name: str) -> int:
+    """The encoding of a register that KVM_ARM_GET_REG_WRITABLE_MASKS has a place for; KeyError for any other."""
+    enc = reg.encoding(name)
+    if enc >> 14 != 3 or enc >> 7 & 15 or enc >> 3 & 15 > 7 or enc >> 11 & 7 not in (0, 1, 3):
+        raise KeyError(name)
+    return enc
+
+
+def _capability_name(value: object) -> int:
+    if not isinstance(value, str) or value not in CAPABILITIES:
+        raise ValueError(f"{value!r} is not a KVM_CAP_ name")
+    return CAPABILITIES[value]
+
+
 _U64 = _between(0, (1 << 64) - 1)
 _S32 = _between(-4095, (1 << 31) - 1)
 _capability = CAPABILITIES.__getitem__
@@ -215,6 +229,12 @@ KEYS: dict[str, Key] = {
         True,
     ),
     "cpus": Key(_between(1, 4096), "1 to 4096", "CPUs online: KVM_CAP_NR_VCPUS"),
+    "ipa_limit": Key(
+        _between(32, 52),
+        "32 to 52, not above what PARange and granule give",
+        "KVM_CAP_ARM_VM_IPA_SIZE of a kernel that is built for less (CONFIG_ARM64_PA_BITS)",
+        True,
+    ),
     "max_vcpus": Key(_between(1, 4096), "1 to 4096 (arm64: 512; with a GICv2 alone: 8)", "KVM_CAP_MAX_VCPUS"),
     "max_vcpu_id": Key(_between(1, 16384), "1 to 16384", "KVM_CAP_MAX_VCPU_ID"),
     "nr_memslots": Key(_between(1, 32767), "1 to 32767", "KVM_CAP_NR_MEMSLOTS"),
@@ -223,9 +243,15 @@ KEYS: dict[str, Key] = {
         _list(_one_of(*QUIRKS)), _choices(tuple(QUIRKS)), "named differences, besides those of the kernel", True
     ),
     "assumed": Key(_list(_text), "a list of keys", "keys whose value has no source of its own"),
+    "enable_caps": Key(
+        _list(_capability_name),
+        "a list of KVM_CAP_ names",
+        "what KVM_ENABLE_CAP takes on a VM, where that is not the kernel's own list",
+        True,
+    ),
     "registers": Key(
         _register_table,
-        "register = 64-bit value: ID registers, MIDR, CTR, CLIDR, DCZID, PMCR, PMCEID, CNTFRQ",
+        "register = 64-bit value: ID registers, MIDR, CTR, CLIDR, DCZID, PMCR, PMCEID, CNTFRQ, ACTLR, AMAIR",
         "what a vCPU with every feature sees after KVM_ARM_VCPU_INIT",
         True,
     ),
@@ -243,6 +269,12 @@ KEYS: dict[str, Key] = {
     ),
     "caps": Key(
         _capability_table, "KVM_CAP_name = answer (negative: an errno)", "KVM_CHECK_EXTENSION where no rule gives it"
+    ),
+    "writable_masks": Key(
+        _table(_feature_id, _U64, "an ID register, by its Arm ARM name or as S3_0_C0_C7_0"),
+        "register = mask of bits; 0: none",
+        "KVM_ARM_GET_REG_WRITABLE_MASKS, where it is not the kernel's own",
+        True,
     ),
     "vm_caps": Key(_capability_table, "KVM_CAP_name = answer", "KVM_CHECK_EXTENSION on a VM, where it differs"),
     "sources": Key(_table(str, _text, "a key"), "key = a text", "where a figure is from"),

@@ -27,17 +27,18 @@ AA32_PFR1, AA32_DFR0 = "ID_PFR1_EL1", "ID_DFR0_EL1"
 encoding = by_name
 
 
-_MPIDR = by_name("MPIDR_EL1")
-_OTHERS = frozenset(map(by_name, ("PMCR_EL0", "PMCEID0_EL0", "PMCEID1_EL0", "CNTFRQ_EL0")))
+_OF_A_VCPU = frozenset(map(by_name, ("MPIDR_EL1", "CSSELR_EL1")))
+# ACTLR_EL1 and AMAIR_EL1 reset to the machine's values (reset_actlr, reset_amair_el1).
+_OTHERS = frozenset(map(by_name, ("PMCR_EL0", "PMCEID0_EL0", "PMCEID1_EL0", "CNTFRQ_EL0", "ACTLR_EL1", "AMAIR_EL1")))
 
 
 def is_described(enc: int) -> bool:
-    """Whether a host file may state this register: those with CRn = 0, without MPIDR_EL1 (each vCPU's own), and a few.
+    """Whether a host file may state this register: those with CRn = 0, without those of each vCPU, and a few.
 
     >>> is_described(encoding("CTR_EL0")), is_described(encoding("SCTLR_EL1")), is_described(encoding("MPIDR_EL1"))
     (True, False, False)
     """
-    return (enc >> 14 == 3 and enc >> 7 & 15 == 0 and enc != _MPIDR) or enc in _OTHERS
+    return (enc >> 14 == 3 and enc >> 7 & 15 == 0 and enc not in _OF_A_VCPU) or enc in _OTHERS
 
 
 def field_of(registers: Mapping[int, int], name: str, lsb: int, width: int = 4) -> int:

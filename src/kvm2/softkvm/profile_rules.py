@@ -158,6 +158,18 @@ COMPUTED = frozenset(
     )
 )
 
+# The same for a host of another architecture.
+COMPUTED_ELSEWHERE = frozenset(
+    (
+        cap.KVM_CAP_NR_VCPUS,
+        cap.KVM_CAP_NR_MEMSLOTS,
+        cap.KVM_CAP_MAX_VCPUS,
+        cap.KVM_CAP_MAX_VCPU_ID,
+        cap.KVM_CAP_CREATE_VM2,
+        cap.KVM_CAP_VM_TYPES,
+    )
+)
+
 
 def capabilities(constant: Mapping[int, int], facts: Mapping[str, int], registers: Mapping[int, int]) -> dict[int, int]:
     """KVM_CHECK_EXTENSION on /dev/kvm: the kernel's constant answers, and those that follow from the host.
