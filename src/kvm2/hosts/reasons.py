@@ -105,15 +105,13 @@ class Reasons:
         number = error.errno or 0
         if error.reason or error.findings or number == errno.EINTR:
             return error
-        why = self._why(number, fd, request, arg)
+        why = self._why(number, fd, request, arg) or ANYWHERE.get(number, "")
         return KvmError(number, why) if why else error
 
     def _why(self, number: int, fd: int, request: int, arg: int) -> str:
         known = self._known.get(fd)
         if number == errno.EBADF:
             return f"descriptor {fd} is not open"
-        if number in ANYWHERE:
-            return ANYWHERE[number]
         if known is not None and number in (errno.EINVAL, errno.ENOTTY):
             wrong = self._wrong_call(known.kind, request)
             if wrong:
@@ -145,7 +143,7 @@ class Reasons:
         """Why KVM_CREATE_VM refused its `type` word."""
         host = self._host
         if number != errno.EINVAL:
-            return WHY.get(("KVM_CREATE_VM", number)) or ANYWHERE.get(number, "")
+            return WHY.get(("KVM_CREATE_VM", number), ANYWHERE.get(number, ""))
         if host.arch == "arm64":
             return _of_size(word, host.kernel.ipa_limit, host.kernel.type_word)
         return of_machine_type(host.arch, word, host.kernel.vm_types)

@@ -12,12 +12,13 @@ _INIT_FIRST = "KVM_ARM_VCPU_INIT comes first"
 _NOT_FINAL = "a vCPU with SVE needs KVM_ARM_VCPU_FINALIZE(KVM_ARM_VCPU_SVE) first"
 _NO_IRQCHIP = "the VM has no interrupt controller in the kernel: create_irqchip() first"
 _NO_PIT = "the VM has no PIT in the kernel: create_pit2() first"
-_DEAD = "the VM belongs to another process, or a fault inside it has ended it"
 
 # What an errno means whatever was asked.
 ANYWHERE = {
     errno.EMFILE: "this process has as many open files as it may (ulimit -n)",
     errno.ENFILE: "this machine has as many open files as it may (fs.file-max)",
+    errno.EFAULT: "an address in the argument leads to memory that this process may not access",
+    errno.EIO: "the VM belongs to another process, or a fault inside it has ended it",
 }
 
 WHY: dict[tuple[str, int], str] = {
@@ -27,11 +28,16 @@ WHY: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VM", errno.EBUSY): "another hypervisor has the CPU's virtualisation",
     ("KVM_CREATE_VCPU", errno.EBUSY): "the interrupt controller is initialised: every vCPU must be made before",
     ("KVM_CREATE_VCPU", errno.ENOMEM): "the kernel has no memory for another vCPU",
-    ("KVM_CREATE_VCPU", errno.EIO): _DEAD,
     ("KVM_CREATE_DEVICE", errno.ENODEV): "this host has no such device for its guests",
     ("KVM_CREATE_DEVICE", errno.EEXIST): "the VM has such a device already",
     ("KVM_CREATE_DEVICE", errno.EBUSY): "a vCPU of this VM has run: its interrupt controller must be made before",
     ("KVM_GET_DIRTY_LOG", errno.ENOENT): "the slot does not exist, or has no LOG_DIRTY_PAGES flag",
+    ("KVM_GET_DIRTY_LOG", errno.EINVAL): "no slot can have this number",
+    ("KVM_GET_API_VERSION", errno.EINVAL): "it takes no argument",
+    ("KVM_GET_VCPU_MMAP_SIZE", errno.EINVAL): "it takes no argument",
+    ("KVM_CHECK_EXTENSION", errno.EINVAL): "the kernel answers this capability with an error",
+    ("KVM_SET_MP_STATE", errno.EINVAL): "a state that this architecture, or a VM without interrupt controller, has not",
+    ("KVM_ARM_GET_REG_WRITABLE_MASKS", errno.EINVAL): "range must be 0 (feature ID registers), the reserved words too",
     ("KVM_CLEAR_DIRTY_LOG", errno.ENOENT): "the slot does not exist, or has no LOG_DIRTY_PAGES flag",
     ("KVM_CLEAR_DIRTY_LOG", errno.EINVAL): "first_page must be a multiple of 64, and num_pages too except at the end",
     (
@@ -41,7 +47,6 @@ WHY: dict[tuple[str, int], str] = {
     ("KVM_RUN", errno.ENOEXEC): _INIT_FIRST,
     ("KVM_RUN", errno.EPERM): _NOT_FINAL,
     ("KVM_RUN", errno.ENXIO): "an interrupt controller of this VM was never initialised",
-    ("KVM_RUN", errno.EIO): _DEAD,
     ("KVM_RUN", errno.EFAULT): "the guest needs memory of a slot that this process does not have (unmapped, protected)",
     ("KVM_RUN", errno.ENOSYS): "the guest's access outside memory came without a syndrome: KVM_CAP_ARM_NISV_TO_USER",
     ("KVM_RUN", errno.ENOMEM): "the kernel has no memory for the guest's page tables",
