@@ -6,7 +6,6 @@ One `Tracer` may wrap several backends that stand on each other: calls made on b
 
 from __future__ import annotations
 
-import platform
 import threading
 import time
 from contextlib import contextmanager
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
 
 # What a descriptor is that an ioctl returns, by what its row says of the result.
 _MADE = {"a VM fd": "vm", "a vCPU fd": "vcpu", "a statistics fd": "stats", "a guest_memfd": "guest_memfd"}
-_MACHINES = {"aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call. `on` names the descriptor ("vcpu#1.0": vCPU 0 of vm#1), `what` is "ioctl", "open", "close" or "kick".
+    """One call: an "ioctl", "open", "close", "dup2" or "kick" (`what`).
 
-    `name` is the ioctl's, or its number in the form of a macro; `argument`, `output` and `exit` are for `abi.show`.
+    `on` names the descriptor ("vcpu#1.0": vCPU 0 of vm#1). `name` is the ioctl's, or its number in the form of a macro; `argument`, `output` and `exit` are for `abi.show`.
     `result` is None where the call was refused (`error`) or did not come back (`stopped` says what interrupted it).
     `made` names a new descriptor, `made_fd` is its number. `seconds` is how long whoever answers took.
     """
@@ -68,6 +66,7 @@ class Tracer:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._counts: dict[str, int] = {}
+        self.latest: dict[int, tuple[str, str]] = {}
         self.memory = ProcessMemory()
 
     def wrap(self, backend: Backend) -> Traced:
@@ -100,16 +99,11 @@ class Tracer:
             return f"vcpu#{parent.partition('#')[2] or '?'}.{number}"
         with self._lock:
             self._counts[kind] = self._counts.get(kind, 0) + 1
-            return f"{kind.replace('system', 'kvm')}#{self._counts[kind]}"
+            return f"{_prefix(kind)}{self._counts[kind]}"
 
 
-def arch_of(backend: Backend) -> str:
-    """The architecture that a backend answers for, "arm64" or "x86_64"."""
-    profile = getattr(backend, "profile", None)
-    if profile is not None:
-        return str(profile.arch)
-    machine = platform.machine()
-    return _MACHINES.get(machine, machine)
+def _prefix(kind: str) -> str:
+    return "kvm#" if kind == "system" else f"{kind}#"
 
 
 @dataclass
@@ -127,7 +121,7 @@ class Traced:
     def __init__(self, backend: Backend, tracer: Tracer) -> None:
         self._inner = backend
         self._tracer = tracer
-        self._arch = arch_of(backend)
+        self._arch = backend.arch
         self._areas: dict[int, memoryview] = {}
         self._known: dict[int, tuple[str, str]] = {}
 
@@ -160,9 +154,9 @@ class Traced:
 
     def _new(self, opened: _Open, fd: int, kind: str, parent: str = "", number: int = 0) -> None:
         """A descriptor was made. What a call inside reported already keeps the name it has."""
-        inner = next((call.made for call in reversed(opened.inner) if call.made and call.made_fd == fd), "")
-        name = inner or self._tracer.name(kind, parent, number)
-        self._known[fd] = (kind, name)
+        known = [call.made for call in opened.inner if call.made_fd == fd and call.made.startswith(_prefix(kind))]
+        name = known[-1] if known else self._tracer.name(kind, parent, number)
+        self._known[fd] = self._tracer.latest[fd] = (kind, name)
         opened.facts |= {"made": name, "made_fd": fd}
 
     def open(self) -> int:
@@ -250,6 +244,27 @@ class Traced:
         """The shared area of a vCPU."""
         area = self._areas[fd] = self._inner.kvm_run(fd)
         return area
+
+    def runner(self, fd: int, explained: Callable[[KvmError], KvmError] | None = None) -> Callable[[], int]:
+        """A function that is `ioctl(fd, KVM_RUN)`: the short way of a kernel would go past the trace."""
+
+        def run() -> int:
+            try:
+                return self.ioctl(fd, KVM_RUN)
+            except KvmError as error:
+                if explained is None:
+                    raise
+                raise explained(error) from None
+
+        return run
+
+    def fill(self, fd: int, made: int) -> None:
+        """A VM that was negotiated gets the number that was kept for it, and the name that it has had since."""
+        kind, name = self._of(made)
+        with self._call(what="dup2", on=name, name="dup2") as opened:
+            self._inner.fill(fd, made)  # type: ignore[attr-defined]
+            self._known[fd] = self._tracer.latest.get(fd, (kind, name))
+            opened.facts |= {"result": fd, "made": self._known[fd][1], "made_fd": fd}
 
     def kick(self, fd: int) -> None:
         """Get a vCPU's KVM_RUN back."""

@@ -25,7 +25,7 @@ _WAYS = {exits.KVM_EXIT_IO_IN: "in", exits.KVM_EXIT_IO_OUT: "out"}
 class Ran(NamedTuple):
     """A row of KVM_RUNs of one vCPU: exits counted by what they were, and the seconds in the guest and the host."""
 
-    on: str
+    first: Call
     exits: dict[str, int]
     seconds: float
 
@@ -49,18 +49,24 @@ class Report:
         """One call."""
         self.calls += 1
         if self._summary and _is_plain_run(call):
-            held = self._held.get(call.on, Ran(call.on, {}, 0.0))
+            held = self._held.get(call.on, Ran(call, {}, 0.0))
             key = exit_key(call)
             held.exits[key] = held.exits.get(key, 0) + 1
             self._held[call.on] = held._replace(seconds=held.seconds + call.seconds)
             return
         self._flush()
-        self._line(json.dumps(call_dict(call)) if self._json else "\n".join(call_lines(call)))
+        self._call(call)
 
     def _flush(self) -> None:
         for ran in self._held.values():
-            self._line(json.dumps(ran_dict(ran)) if self._json else ran_text(ran))
+            if ran.total == 1:
+                self._call(ran.first)
+            else:
+                self._line(json.dumps(ran_dict(ran)) if self._json else ran_text(ran))
         self._held.clear()
+
+    def _call(self, call: Call) -> None:
+        self._line(json.dumps(call_dict(call)) if self._json else "\n".join(call_lines(call)))
 
     def _line(self, text: str) -> None:
         self._write(text + "\n")
@@ -73,7 +79,19 @@ class Report:
 
 
 def _is_plain_run(call: Call) -> bool:
-    return call.exit is not None and call.error is None and not call.inner
+    return call.exit is not None and call.error is None and not inner_of(call)
+
+
+def inner_of(call: Call) -> tuple[Call, ...]:
+    """The calls that were made for a call; () where it was passed on as it was, to the same end."""
+    if len(call.inner) == 1 and _essence(call.inner[0]) == _essence(call):
+        return ()
+    return call.inner
+
+
+def _essence(call: Call) -> tuple[object, ...]:
+    error = None if call.error is None else call.error.errno
+    return call.what, call.on, call.request, call.arg, call.result, call.made, error, call.stopped
 
 
 def exit_key(call: Call) -> str:
@@ -97,7 +115,7 @@ def exit_key(call: Call) -> str:
 def ran_text(ran: Ran) -> str:
     """One line for a row of KVM_RUNs."""
     counted = ", ".join(f"{count} x {key}" if count > 1 else key for key, count in ran.exits.items())
-    return f"{ran.on} KVM_RUN x {ran.total} => {counted} <{ran.seconds:.6f}>"
+    return f"{ran.first.on} KVM_RUN x {ran.total} => {counted} <{ran.seconds:.6f}>"
 
 
 def call_lines(call: Call, indent: str = "") -> list[str]:
@@ -106,7 +124,7 @@ def call_lines(call: Call, indent: str = "") -> list[str]:
     lines += [f"{indent}{INDENT}{finding.name:<10} {finding.path}: {finding}" for finding in call.findings]
     if call.error is not None and not call.findings and call.error.reason:
         lines.append(f"{indent}{INDENT}{call.error.reason}")
-    for one in call.inner:
+    for one in inner_of(call):
         lines += call_lines(one, indent + INDENT)
     return lines
 
@@ -156,7 +174,7 @@ def call_dict(call: Call) -> dict[str, Any]:
     if call.thread:
         shown["thread"] = call.thread
     shown["findings"] = [one.to_dict() for one in call.findings]
-    shown["inner"] = [call_dict(one) for one in call.inner]
+    shown["inner"] = [call_dict(one) for one in inner_of(call)]
     return shown
 
 
@@ -166,7 +184,7 @@ def ran_dict(ran: Ran) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "event": "runs",
-        "on": ran.on,
+        "on": ran.first.on,
         "count": ran.total,
         "exits": counted,
         "seconds": round(ran.seconds, 9),
