@@ -18,7 +18,8 @@ from kvm2.errors import KvmError
 class FakeBackend:
     """Descriptors count up. `answers` maps a request to a function (fd, arg) -> int; `script` feeds each KVM_RUN."""
 
-    def __init__(self) -> None:
+    def __init__(self, arch: str = "arm64") -> None:
+        self.arch = arch
         self.fds = itertools.count(3)
         self.open_fds: set[int] = set()
         self.calls: list[tuple[int, int, int]] = []
@@ -36,7 +37,7 @@ class FakeBackend:
     def new(self) -> int:
         fd = next(self.fds)
         self.open_fds.add(fd)
-        self.areas[fd] = bytearray(exits.RUN_SIZE)
+        self.areas[fd] = bytearray(3 * 4096)  # kvm_run, the page of port I/O, the coalesced ring
         return fd
 
     open = new

@@ -6,7 +6,7 @@ from kvm2.errors import UsageError
 
 
 def area_with(reason: int, payload: bytes = b"") -> memoryview:
-    area = bytearray(abi.RUN_SIZE)
+    area = bytearray(2 * 4096)
     area[abi.EXIT_REASON_OFFSET : abi.EXIT_REASON_OFFSET + 4] = reason.to_bytes(4, "little")
     area[abi.UNION_OFFSET : abi.UNION_OFFSET + len(payload)] = payload
     return memoryview(area)
@@ -14,7 +14,10 @@ def area_with(reason: int, payload: bytes = b"") -> memoryview:
 
 def test_the_fast_unpacking_is_the_declared_layout():
     area = area_with(6, abi.Mmio(0x1122334455667788, b"abcdefgh", 4, 1).pack())
-    assert exits.HOT.unpack_from(area) == (6, 0x1122334455667788, b"abcdefgh", 4, 1)
+    assert exits.MMIO.unpack_from(area) == (0x1122334455667788, b"abcdefgh", 4, 1)
+    area = area_with(2, abi.Io(1, 2, 0x3F8, 5, 4096).pack())
+    area[4096:4104] = b"abcdefgh"
+    assert exits.IO.unpack_from(area) == (1, 2, 0x3F8, 5, 4096, b"abcdefgh")
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

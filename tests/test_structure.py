@@ -32,6 +32,13 @@ HANDLES = {
     "spec",
     "negotiation",
     "memorymap",
+    "x86_calls",
+    "x86_exits",
+    "x86_kvm",
+    "x86_msrs",
+    "x86_registers",
+    "x86_vcpu",
+    "x86_vm",
 }
 # Data with a little code around it, for anybody.
 SHARED = {"guests"}

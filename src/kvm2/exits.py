@@ -1,7 +1,8 @@
 """What ended a KVM_RUN, as small typed objects made from the shared `kvm_run` area.
 
-An `Mmio` read wants an answer before the vCPU runs again; every other exit is only to be looked at. The classes are
-plain ones with slots and not frozen dataclasses, because one is made for every exit.
+An `Mmio` or `Io` read wants an answer before the vCPU runs again; nearly every other exit is only to be looked at. The
+classes are plain ones with slots and not frozen dataclasses, because one is made for every exit. What only x86-64 has,
+port I/O aside, is in `x86_exits`.
 
 >>> from kvm2.exits import Mmio
 >>> area = memoryview(bytearray(4096))
@@ -26,11 +27,18 @@ if TYPE_CHECKING:
 
 _UNION = abi.UNION_OFFSET
 _MMIO_DATA = _UNION + next(entry.offset for entry in abi.Mmio.LAYOUT.fields if entry.name == "data")
-_REASON = struct.Struct("=I")
 
-# One unpacking serves the commonest exit: exit_reason, then struct mmio (phys_addr, data, len, is_write); a test holds
-# it against the declared layout.
-HOT = struct.Struct("=8xI20xQ8sIB")
+# The two commonest exits are unpacked at once, not by their declarations; tests hold these against the declarations.
+# struct mmio: phys_addr, data, len, is_write. struct io: direction, size, port, count, data_offset, and the first eight
+# bytes of the data, which x86 KVM keeps a page behind the start (KVM_PIO_PAGE_OFFSET).
+MMIO = struct.Struct("=32xQ8sIB")
+IO = struct.Struct("=32xBBHIQ4048x8s")
+_unpack_mmio, _unpack_io = MMIO.unpack_from, IO.unpack_from
+_MMIO, _IO, _OUT = abi.KVM_EXIT_MMIO, abi.KVM_EXIT_IO, abi.KVM_EXIT_IO_OUT
+_REASON = abi.EXIT_REASON_OFFSET
+_IO_DATA = 4096
+_NUMBER = struct.Struct("=I")
+_new = object.__new__
 
 _ENDING_EVENTS = (
     abi.KVM_SYSTEM_EVENT_SHUTDOWN,
@@ -105,6 +113,60 @@ class Mmio(Exit):
         return f"Mmio(address={self.address:#x}, size={self.size}, {what})"
 
 
+class Io(Exit):
+    """KVM_EXIT_IO: `count` accesses of `size` bytes (1, 2 or 4) to an x86 port; more than one by INS and OUTS."""
+
+    __slots__ = ("_area", "_raw", "count", "is_write", "port", "size")
+    __match_args__ = ("port", "size", "is_write")
+    kind = "io"
+
+    def __init__(self, port: int, size: int, is_write: bool, count: int, raw: bytes, area: memoryview) -> None:
+        self.port = port
+        self.size = size
+        self.is_write = is_write
+        self.count = count
+        self._raw = raw
+        self._area = area
+
+    @property
+    def data(self) -> bytes:
+        """What the guest wrote, size * count bytes, first access first; of a read, what lay there before the answer."""
+        return self._raw[: self.size * self.count]
+
+    @property
+    def value(self) -> int:
+        """What a single access wrote, as a little-endian number; UsageError where there are more: see `values`."""
+        if self.count != 1:
+            raise UsageError(f"{self!r} is {self.count} accesses at once: `values` has a number for each")
+        return int.from_bytes(self.data, "little")
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """A number for each access."""
+        size = self.size
+        return tuple(int.from_bytes(self.data[i : i + size], "little") for i in range(0, size * self.count, size))
+
+    def reply(self, data: bytes | bytearray | int) -> None:
+        """The answer to a read: size * count bytes, or for a single access a number that fits. UsageError otherwise."""
+        size = self.size * self.count
+        if self.is_write:
+            raise UsageError(f"the guest wrote to port {self.port:#x}: a write takes no reply (allowed: on reads)")
+        if isinstance(data, int):
+            if self.count != 1:
+                raise UsageError(f"{self!r} is {self.count} accesses at once: reply with {size} bytes")
+            if not 0 <= data < 1 << 8 * size:
+                raise UsageError(f"reply {data:#x} does not fit the guest's {size}-byte read of port {self.port:#x}")
+            data = data.to_bytes(size, "little")
+        elif len(data) != size:
+            raise UsageError(f"a reply of {len(data)} bytes to a read of {size} from port {self.port:#x}: give {size}")
+        self._area[_IO_DATA : _IO_DATA + size] = data
+
+    def __repr__(self) -> str:
+        what = f"write, data={self.data.hex()}" if self.is_write else "read"
+        many = f", count={self.count}" if self.count != 1 else ""
+        return f"Io(port={self.port:#x}, size={self.size}{many}, {what})"
+
+
 class SystemEvent(Exit):
     """KVM_EXIT_SYSTEM_EVENT: `type` is KVM_SYSTEM_EVENT_*, `data` up to 16 words that say more."""
 
@@ -150,7 +212,7 @@ class Hypercall(Exit):
 
 
 class Debug(Exit):
-    """KVM_EXIT_DEBUG: `hsr` is the syndrome of the debug exception, `far` its address."""
+    """KVM_EXIT_DEBUG: `hsr` is the syndrome of the debug exception, `far` its address. x86-64's is `DebugException`."""
 
     __slots__ = ("far", "hsr")
     kind = "debug"
@@ -222,11 +284,6 @@ class Other(Exit):
         return abi.name_of(self.reason).removeprefix("KVM_EXIT_").lower()
 
 
-def _mmio(area: memoryview) -> Exit:
-    _, address, raw, size, is_write = HOT.unpack_from(area)
-    return Mmio(address, size, bool(is_write), raw, area)
-
-
 def _system_event(area: memoryview) -> Exit:
     event = abi.SystemEvent.unpack(area, _UNION)
     return SystemEvent(event.type, event.data[: min(event.ndata, 16)])
@@ -265,7 +322,6 @@ def _memory_fault(area: memoryview) -> Exit:
 _DECODERS: dict[int, Callable[[memoryview], Exit]] = {
     abi.KVM_EXIT_HYPERCALL: _hypercall,
     abi.KVM_EXIT_DEBUG: _debug,
-    abi.KVM_EXIT_MMIO: _mmio,
     abi.KVM_EXIT_FAIL_ENTRY: _fail_entry,
     abi.KVM_EXIT_INTR: lambda area: Interrupted(),
     abi.KVM_EXIT_INTERNAL_ERROR: _internal,
@@ -275,16 +331,44 @@ _DECODERS: dict[int, Callable[[memoryview], Exit]] = {
 }
 
 
-def decode(area: memoryview) -> Exit:
-    """The exit that a `kvm_run` area describes.
+def decode(area: memoryview, arch: str = "arm64") -> Exit:
+    """The exit that a `kvm_run` area describes, on a host of this architecture.
 
     >>> area = memoryview(bytearray(4096))
     >>> area[8], area[32] = 24, 1
     >>> decode(area)
     SystemEvent(shutdown, data=[])
     """
-    reason = int(_REASON.unpack_from(area, abi.EXIT_REASON_OFFSET)[0])
-    decoder = _DECODERS.get(reason)
-    if decoder is None:
-        return Other(reason, bytes(area[_UNION : _UNION + 256]))
-    return decoder(area)
+    reason = area[_REASON]  # its lowest byte: there are far fewer than 256
+    # The objects are filled here and not by __init__: after an exit every call is slow.
+    if reason == _MMIO:
+        mmio = _new(Mmio)
+        mmio.address, mmio._raw, mmio.size, is_write = _unpack_mmio(area)
+        mmio.is_write = is_write != 0
+        mmio._area = area
+        return mmio
+    if reason == _IO:
+        io = _new(Io)
+        direction, io.size, io.port, io.count, at, io._raw = _unpack_io(area)
+        io.is_write = direction == _OUT
+        io._area = area
+        return io if at == _IO_DATA and io.count == 1 else _string_io(io, at)
+    return _rarer(_NUMBER.unpack_from(area, _REASON)[0], area, arch)
+
+
+def _string_io(io: Io, at: int) -> Io:
+    size = io.size * io.count
+    if at != _IO_DATA:
+        raise ValueError(f"kvm_run's io.data_offset is {at:#x}: x86 KVM has {_IO_DATA:#x}")
+    io._raw = bytes(io._area[at : at + size])
+    return io
+
+
+def _rarer(reason: int, area: memoryview, arch: str) -> Exit:
+    if arch == "x86_64":
+        from kvm2.x86_exits import DECODERS
+
+        decoder = DECODERS.get(reason) or _DECODERS.get(reason)
+    else:
+        decoder = _DECODERS.get(reason)
+    return Other(reason, bytes(area[_UNION : _UNION + 256])) if decoder is None else decoder(area)

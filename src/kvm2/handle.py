@@ -82,6 +82,18 @@ class Handle:
         return self._backend
 
     @property
+    def arch(self) -> str:
+        """The architecture of the host and so of its guests: "arm64" or "x86_64"."""
+        return self._backend.arch
+
+    def _only_on(self, arch: str, call: str, instead: str = "") -> None:
+        """UsageError where the host is of another architecture than the call."""
+        here = self._backend.arch
+        if here != arch:
+            hint = f": {instead}" if instead else ""
+            raise UsageError(f"{call} is a call of {arch}, and this host is {here}{hint}")
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._fd < 0

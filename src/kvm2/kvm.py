@@ -14,11 +14,12 @@ from kvm2.abi.vm2 import (
     Vm2AttrInfo,
 )
 from kvm2.errors import KvmError, UsageError
-from kvm2.handle import Buffer, Handle, checked_word
+from kvm2.handle import Buffer, checked_word
 from kvm2.hosts import backend_of
 from kvm2.names import capability
 from kvm2.spec import MIN_IPA_BITS, VmSpec
 from kvm2.vm import Vm
+from kvm2.x86_kvm import X86Kvm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def open(host: str | Path, *, working_caps: bool = False) -> Kvm:
     return Kvm(backend_of(host, working_caps), str(host))
 
 
-class Kvm(Handle):
+class Kvm(X86Kvm):
     """A descriptor of /dev/kvm; `kvm2.open` makes it. `name` is the host's."""
 
     def __init__(self, backend: Backend, name: str) -> None:

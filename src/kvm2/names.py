@@ -21,7 +21,9 @@ FEATURES = {
     "ptrauth_generic": arm.KVM_ARM_VCPU_PTRAUTH_GENERIC,
     "has_el2": arm.KVM_ARM_VCPU_HAS_EL2,
 }
-# KVM_DEV_TYPE_* of linux/kvm.h that an arm64 host may have.
+# KVM_IRQCHIP_* of x86-64.
+IRQCHIPS = {"pic-master": 0, "pic-slave": 1, "ioapic": 2}
+# KVM_DEV_TYPE_* of linux/kvm.h that an arm64 host may have; "vfio" is everywhere.
 DEVICES = {"vfio": 4, "vgic-v2": 5, "vgic-v3": 7, "vgic-its": 8}
 
 

@@ -10,10 +10,11 @@ from kvm2.abi.structs import CreateDevice, EnableCap, UserspaceMemoryRegion
 from kvm2.abi.structs_arm64 import ArmCounterOffset, ArmDeviceAddr, RegMaskRange, VcpuInit
 from kvm2.device import Device
 from kvm2.errors import UsageError
-from kvm2.handle import Buffer, DeviceAttributes, Memories, checked_word
+from kvm2.handle import Buffer, Memories, checked_word
 from kvm2.names import capability, capability_words, device_type
 from kvm2.ram import LOG_DIRTY_PAGES, READONLY, Allocation, Ram
 from kvm2.vcpu import Vcpu
+from kvm2.x86_vm import X86Vm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ FEATURE_ID_WORDS = 3 * 8 * 8  # KVM_ARM_FEATURE_ID_RANGE_SIZE: op1 of 0, 1 and 3
 A = TypeVar("A", bound="Structure")
 
 
-class Vm(DeviceAttributes):
+class Vm(X86Vm):
     """One VM. `notes` has what creation said without refusing (attributes skipped, defaults used).
 
     Slots are numbered by `map` from 0 upwards, unless told; `rams` has what `map` made and `unmap` did not undo.
@@ -109,6 +110,7 @@ class Vm(DeviceAttributes):
 
     def preferred_target(self) -> VcpuInit:
         """KVM_ARM_PREFERRED_TARGET: the target to initialise vCPUs with."""
+        self._only_on("arm64", "KVM_ARM_PREFERRED_TARGET")
         return self.exchange(ioctls.KVM_ARM_PREFERRED_TARGET, VcpuInit(0))
 
     def create_device(self, kind: str | int, *, test: bool = False) -> Device | None:
@@ -118,20 +120,25 @@ class Vm(DeviceAttributes):
         return None if test else Device(self, made.fd, made.type)
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: a GICv2, the old way."""
+        """KVM_CREATE_IRQCHIP, before vCPUs: on arm64 a GICv2, the old way; on x86-64 PICs, I/O APIC and local APICs."""
         self.ioctl(ioctls.KVM_CREATE_IRQCHIP)
 
     def irq_line(self, irq: int, level: bool) -> None:
-        """KVM_IRQ_LINE: type 31:28 | vcpu2 | irq type 27:24 | vcpu 23:16 | irq 15:0, as api.rst has it for arm64."""
+        """KVM_IRQ_LINE; `irq` is as api.rst has it.
+
+        arm64: vcpu2 31:28 | irq type 27:24 | vcpu 23:16 | irq 15:0; x86-64: the number of the pin (GSI).
+        """
         value = Buffer(struct.pack("=II", checked_word("irq", irq, 32), int(level)))
         self.ioctl(ioctls.KVM_IRQ_LINE, value)
 
     def set_device_addr(self, id: int, address: int) -> None:
         """KVM_ARM_SET_DEVICE_ADDR: where a GICv2 frame is, the old way."""
+        self._only_on("arm64", "KVM_ARM_SET_DEVICE_ADDR")
         self.ioctl(ioctls.KVM_ARM_SET_DEVICE_ADDR, ArmDeviceAddr(id, address))
 
     def set_counter_offset(self, offset: int) -> None:
         """KVM_ARM_SET_COUNTER_OFFSET."""
+        self._only_on("arm64", "KVM_ARM_SET_COUNTER_OFFSET", "x86-64 has set_clock and MSR 0x10")
         self.ioctl(ioctls.KVM_ARM_SET_COUNTER_OFFSET, ArmCounterOffset(counter_offset=offset))
 
     # -- capabilities and identification registers
@@ -150,6 +157,7 @@ class Vm(DeviceAttributes):
 
         192 words: index (op1 0, 1, 3 as 0, 1, 2) * 64 + CRm * 8 + op2 of op0 = 3, CRn = 0.
         """
+        self._only_on("arm64", "KVM_ARM_GET_REG_WRITABLE_MASKS", "x86-64 has kvm.supported_cpuid()")
         words = Buffer(8 * FEATURE_ID_WORDS)
         self.ioctl(ioctls.KVM_ARM_GET_REG_WRITABLE_MASKS, RegMaskRange(addr=words.address, range=0))
         return struct.unpack(f"={FEATURE_ID_WORDS}Q", words.bytes())

@@ -6,11 +6,39 @@ this process. `softkvm.door.SoftKvm` is one; another would call `fcntl.ioctl` an
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvm2.errors import KvmError
+
+
+class Runner:
+    """A way into KVM_RUN of one vCPU: `enter()`, which raises OSError where it is refused.
+
+    Whoever calls it says before in `thread` which thread of the system does (0: nobody), so that it can be kicked.
+    `explained` turns the OSError into a KvmError with what is known.
+    """
+
+    __slots__ = ("enter", "explained", "thread")
+
+    def __init__(self, enter: Callable[[], int], explained: Callable[[OSError], KvmError] | None = None) -> None:
+        self.enter = enter
+        self.explained = explained
+        self.thread = 0
 
 
 class Backend(Protocol):
-    """One KVM: descriptors, ioctls, the vCPU's shared area. Refusals are KvmError with the errno."""
+    """One KVM: descriptors, ioctls, the vCPU's shared area. Refusals are KvmError with the errno.
+
+    One that has a quicker way into KVM_RUN than `ioctl` may also have `runner(fd) -> Runner`.
+    """
+
+    @property
+    def arch(self) -> str:
+        """The host's architecture: "arm64", "x86_64", "s390x", "powerpc"."""
+        ...
 
     def open(self) -> int:
         """A new descriptor of /dev/kvm."""

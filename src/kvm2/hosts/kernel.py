@@ -13,15 +13,26 @@ import os
 import signal
 import threading
 import weakref
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kvm2.abi.ioctls import KVM_GET_VCPU_MMAP_SIZE, KVM_RUN
 from kvm2.errors import KvmError
+from kvm2.hosts.backend import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEVICE = "/dev/kvm"
 PROT_READ, PROT_WRITE = 1, 2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 _FAILED = ctypes.c_void_p(-1).value
+
+
+def machine_arch() -> str:
+    """The architecture of this machine's kernel, as host files have it."""
+    machine = os.uname().machine
+    return {"aarch64": "arm64", "ppc64le": "powerpc", "ppc64": "powerpc"}.get(machine, machine)
 
 
 def _load() -> ctypes.CDLL:
@@ -47,15 +58,32 @@ class Kernel:
         self.path = path
         self._libc = _load()
         self._areas: dict[int, Any] = {}
-        self._running: dict[int, int] = {}
-        self._thread = threading.local()
-        # A child is another thread to the system, whatever Python's thread-local storage remembers.
-        forget = weakref.WeakMethod(self._forget_thread)
-        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+        self._runners: dict[int, Runner] = {}
         self._kick_signal = _kick_signal(self._libc)
 
-    def _forget_thread(self) -> None:
-        self._thread = threading.local()
+    @property
+    def name(self) -> str:
+        """The device's path."""
+        return self.path
+
+    @property
+    def arch(self) -> str:
+        """This machine's architecture, in KVM's words: "arm64", "x86_64", "s390x", "powerpc", or uname's own."""
+        return machine_arch()
+
+    @property
+    def page_shift(self) -> int:
+        """log2 of the kernel's page size."""
+        return os.sysconf("SC_PAGESIZE").bit_length() - 1
+
+    def reserve(self) -> int:
+        """A descriptor that answers no ioctl, until `fill` makes it another."""
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def fill(self, fd: int, made: int) -> None:
+        """dup2: `fd` refers to what `made` was, and `made` is closed."""
+        os.dup2(made, fd, inheritable=False)
+        os.close(made)
 
     def open(self) -> int:
         """A new descriptor of the device. KvmError with open(2)'s errno."""
@@ -77,19 +105,30 @@ class Kernel:
             if number != errno.EINTR:
                 raise KvmError(number)
 
+    def runner(self, fd: int, explained: Callable[[KvmError], KvmError] | None = None) -> Runner:
+        """The shortest way into KVM_RUN of a vCPU, for as long as the descriptor is open; the same for every caller.
+
+        `explained` may say more about an error.
+        """
+        runner = self._runners.get(fd)
+        if runner is None:
+            # After an exit the processor's caches and predictors are cold, so each bytecode counts: a partial has none.
+            # No third argument: for a number, fcntl.ioctl tries two kinds of buffer first, which takes as long as half
+            # an exit. Handlers of Python run before it comes back: Ctrl-C arrives as KeyboardInterrupt.
+            runner = self._runners[fd] = Runner(partial(fcntl.ioctl, fd, KVM_RUN), _refused)
+        if explained is not None:
+            runner.explained = lambda error: explained(_refused(error))
+        return runner
+
     def _run(self, fd: int) -> int:
+        runner = self.runner(fd)
+        runner.thread = threading.get_native_id()
         try:
-            thread = self._thread.id
-        except AttributeError:
-            thread = self._thread.id = threading.get_native_id()
-        self._running[fd] = thread
-        try:
-            # Handlers of Python run before this comes back: Ctrl-C arrives as KeyboardInterrupt.
-            return fcntl.ioctl(fd, KVM_RUN, 0)
+            return runner.enter()
         except OSError as error:
-            raise KvmError(error.errno or errno.EIO) from None
+            raise _refused(error) from None
         finally:
-            self._running.pop(fd, None)
+            runner.thread = 0
 
     def kvm_run(self, fd: int) -> memoryview:
         """The vCPU's shared area. The view stays valid after the descriptor is closed, without keeping the vCPU."""
@@ -114,8 +153,9 @@ class Kernel:
 
     def kick(self, fd: int) -> None:
         """A signal to the thread in KVM_RUN; nothing where there is none (`immediate_exit` is for that)."""
-        thread = self._running.get(fd)
-        if thread is not None:
+        runner = self._runners.get(fd)
+        thread = runner.thread if runner is not None else 0
+        if thread:
             self._libc.tgkill(os.getpid(), thread, self._kick_signal)
 
     def memory_gone(self, address: int, size: int) -> None:
@@ -126,6 +166,7 @@ class Kernel:
 
     def close(self, fd: int) -> None:
         """Closes a descriptor; the area of a vCPU no longer holds it, and reads as zeros."""
+        self._runners.pop(fd, None)
         area = self._areas.pop(fd, None)
         if area is not None:
             # The mapping itself holds the vCPU and so the VM: nothing may lie there, and no view may dangle.
@@ -136,6 +177,10 @@ class Kernel:
             os.close(fd)
         except OSError as error:
             raise KvmError(error.errno or errno.EIO, f"descriptor {fd}: {error.strerror}") from None
+
+
+def _refused(error: OSError) -> KvmError:
+    return KvmError(error.errno or errno.EIO)
 
 
 def _kick_signal(libc: ctypes.CDLL) -> int:

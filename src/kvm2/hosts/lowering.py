@@ -18,7 +18,7 @@ from kvm2.abi import ioctls as io
 from kvm2.abi import vm2
 from kvm2.abi.findings import KERNEL, LIBRARY, NO_ATTR, Finding
 from kvm2.errors import KvmError
-from kvm2.hosts.backend import Backend
+from kvm2.hosts.backend import Backend, Runner
 from kvm2.hosts.kernel_profile import read_kernel
 from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm
 from kvm2.hosts.reasons import Reasons
@@ -30,8 +30,6 @@ from kvm2.softkvm.typeword import word_of
 from kvm2.softkvm.vmconfig import MACHINE, PHYSADDR, Configuring, VmConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvm2.hosts.kernel_profile import KernelProfile
 
 # The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
@@ -111,13 +109,13 @@ class Lowered:
         except KvmError as error:
             raise self.reasons.explained(error, fd, request, arg) from None
 
-    def runner(self, fd: int) -> Callable[[], int]:
+    def runner(self, fd: int) -> Runner:
         """The kernel's own short way into KVM_RUN of a vCPU, its errors explained."""
         make = getattr(self.raw, "runner", None)
         if make is None:
-            return partial(self.ioctl, fd, io.KVM_RUN)
-        run: Callable[[], int] = make(fd, lambda error: self.reasons.explained(error, fd, io.KVM_RUN, 0))
-        return run
+            return Runner(partial(self.ioctl, fd, io.KVM_RUN))
+        runner: Runner = make(fd, lambda error: self.reasons.explained(error, fd, io.KVM_RUN, 0))
+        return runner
 
     def _other(self, fd: int, request: int, arg: int) -> int:
         call = self._requests.get(request)

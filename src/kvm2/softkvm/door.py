@@ -57,6 +57,11 @@ class SoftKvm:
         self._numbers = itertools.count(FIRST_FD)
         self._files: dict[int, File] = {}
 
+    @property
+    def arch(self) -> str:
+        """The described host's architecture."""
+        return self.profile.arch
+
     def open(self) -> int:
         """A new descriptor of `/dev/kvm`."""
         return self.install(System(self))
