@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "Which hosts can take a VM, and what to ask for.",
     "explain": "What a type word of KVM_CREATE_VM means in each encoding.",
     "abi": "The interface: header, reference, numbers.",
+    "scenarios": "The catalogue of users' pains: list, show, run.",
     "conform": "All recorded scenarios on a host, compared with a kernel or a model.",
     "replay": "Run a recorded sequence of ioctls on a host.",
     "trace": "Run a command, and show its ioctls decoded.",

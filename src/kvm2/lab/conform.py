@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvm2.errors import EnvironmentFault, KvmError, UsageError
+from kvm2.errors import EnvironmentFault, UsageError
 from kvm2.lab import bundled
 from kvm2.lab.compare import load_differences
 from kvm2.lab.engine import PATIENCE_MS
-from kvm2.lab.places import DESCRIBED, KERNEL, Place, place_of
+from kvm2.lab.places import DESCRIBED, Place, place_of
 from kvm2.lab.replay import Plan, Report, replay
 from kvm2.lab.scenarios import Record, Scenario, load_record, select
 
@@ -114,7 +114,6 @@ class Conform:
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
         self.place = place_of(wanted.host)
-        check_reachable(self.place)
         self._check_arch()
         self.judge = _judge(wanted, self.place)
         self._check_page()
@@ -203,19 +202,6 @@ class Conform:
         return bundled.WITHOUT_VGIC, (why + ", ".join(bundled.WITHOUT_VGIC) + " (--all plays them)",)
 
 
-def check_reachable(place: Place) -> None:
-    """EnvironmentFault where this machine's KVM cannot be opened."""
-    if place.kind != KERNEL:
-        return
-    from kvm2.hosts import backend_of
-
-    try:
-        backend = backend_of(place.name)
-        backend.close(backend.open())
-    except KvmError as error:
-        raise EnvironmentFault(str(error)) from error
-
-
 def _page_of(record: Record | None) -> int:
     page = record.header.get("page") if record is not None else 0
     return page if isinstance(page, int) else 0
@@ -231,7 +217,6 @@ def _judge(wanted: Wanted, place: Place) -> Judge:
         record = load_record(Path(against))
         return Judge(against, record.host, record)
     other = place_of(against)
-    check_reachable(other)
     if other.arch != place.arch:
         raise UsageError(f"{place.name} is an {place.arch} host, {other.name} an {other.arch} one: nothing to compare")
     return Judge(other.name, other.machine, place=other)

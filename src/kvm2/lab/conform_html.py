@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # An answer longer than this (a memory page, a register list) is cut; the JSON report has all of it.
 LONGEST = 600
-CELL, GAP, LABEL, PER_ROW = 16, 3, 92, 26
-STATES = {"equal": "equal", "named": "only named differences", "different": "differences without a name"}
+CELL, GAP, LABEL, PER_ROW = 16, 3, 74, 18
+STATES = {"equal": "equal", "named": "named differences only", "different": "others"}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #5b6675; --paper: #ffffff; --card: #f4f6f9; --line: #dde3ea;
@@ -41,10 +41,10 @@ h1 { font-size: 1.4rem; line-height: 1.25; overflow-wrap: anywhere; } h2 { font-
 .tiles li { list-style: none; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: .6rem .8rem; }
 .tiles b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; max-width: 46rem; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; }
+svg { width: 100%; height: auto; max-width: 36rem; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; }
 svg .equal { fill: var(--equal); } svg .named { fill: var(--named); } svg .different { fill: var(--different); }
 svg .mark { stroke: var(--paper); stroke-width: 2; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide th { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); }
 td.n { font-variant-numeric: tabular-nums; }
@@ -115,7 +115,7 @@ def _matrix(verdicts: Sequence[Verdict]) -> Iterator[str]:
     for state, text in STATES.items():
         legend.append(f'<rect class="{state}" x="{x}" y="{y + 6}" width="12" height="12" rx="3"/>')
         legend.append(f'<text x="{x + 17}" y="{y + 16}">{text}</text>')
-        x += 60 if state == "equal" else 165
+        x += 57 if state == "equal" else 146
     width = LABEL + PER_ROW * pitch
     yield "<h2>Scenarios, by group</h2>"
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 24}" role="img">'
@@ -146,7 +146,7 @@ def _groups(done: Conformance) -> Iterator[str]:
         different = sum(len(v.differences) for v in members)
         numbers = (len(members), *states.values(), steps, different, named, sum(v.untrusted for v in members))
         rows.append((group, *numbers))
-    heads = ("group", "scenarios", "equal", "named", "different", "steps", "differ", "of them named", "not believed")
+    heads = ("group", "scenarios", "equal", "named", "different", "steps", "differ", "named", "not believed")
     yield f'<div class="wide">{_table(heads, rows)}</div>'
 
 

@@ -41,6 +41,10 @@ KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "hex": (_is_hex, "an even number of hex digits"),
     "words": (lambda value: isinstance(value, list) and all(map(_is_int, value)), "a list of whole numbers"),
     "protection": (lambda value: value in ("", "ro", "none"), '"", "ro" or "none"'),
+    "names": (lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of names"),
+    "attributes": (lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value), "attributes"),
+    "bits": (lambda value: value in ("auto", "max") or _is_size(value), 'a number of bits, "auto" or "max"'),
+    "sve": (lambda value: value == "vcpu" or _is_size(value), 'a length in bits, or "vcpu"'),
     "verb": (lambda value: value in ("get", "set", "has"), '"get", "set" or "has"'),
 }
 
@@ -69,7 +73,7 @@ def op(name: str, /, **fields: str) -> Callable[[Lower], Lower]:
 
 def operations() -> Mapping[str, Op]:
     """Every operation by name."""
-    from kvm2.lab import lowering, lowering_regs  # noqa: F401  # they declare them
+    from kvm2.lab import lowering, lowering_regs, lowering_vm2  # noqa: F401  # they declare them
 
     return OPS
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from kvm2.hosts import REAL
+from kvm2.hosts import is_real
 
 DESCRIBED, KERNEL, ORACLE = "described", "kernel", "oracle"
 ORACLE_PREFIX = "oracle:"
-# Linux's names of the architectures, by what uname says.
-ARCHES = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "x86_64", "amd64": "x86_64", "s390x": "s390x"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class Place:
 
 def place_of(host: str) -> Place:
     """The place of a host's name; HostError or EnvironmentFault where there is none."""
-    if host in REAL:
+    if is_real(host):
         return _kernel(host)
     if host.startswith(ORACLE_PREFIX):
         return _oracle(host, host.removeprefix(ORACLE_PREFIX))
@@ -59,21 +57,16 @@ def command_of(host: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "kvm2.lab.worker")
 
 
-def arch_of_this_machine() -> str:
-    """Linux's name of this machine's architecture: arm64, x86_64, ..."""
-    import platform
-
-    machine = platform.machine().lower()
-    return "powerpc" if machine.startswith("ppc") else ARCHES.get(machine, machine)
-
-
 def _kernel(host: str) -> Place:
     import mmap
     import platform
 
-    return Place(
-        host, platform.node() or "this-machine", KERNEL, arch_of_this_machine(), mmap.PAGESIZE, command_of(host)
-    )
+    from kvm2.hosts import backend_of
+    from kvm2.hosts.kernel import machine_arch
+
+    backend_of(host)  # EnvironmentFault, with what to do, where this machine's KVM cannot be opened
+    node = platform.node() or "this-machine"
+    return Place(host, node, KERNEL, machine_arch(), mmap.PAGESIZE, command_of(host))
 
 
 def _oracle(host: str, shape: str) -> Place:

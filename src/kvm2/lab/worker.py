@@ -25,14 +25,12 @@ if TYPE_CHECKING:
 def machine(host: str) -> Callable[[], Backend]:
     """What makes a new machine of a host, for each scenario one: none sees what another left behind.
 
-    A described host is read once. `/dev/kvm` answers as the kernel does, with nothing put before it.
+    A described host is read once. `/dev/kvm` answers as the kernel does, and KVM_CREATE_VM2 is lowered to what it has.
     """
-    from kvm2.hosts import REAL
+    from kvm2.hosts import backend_of, is_real
 
-    if host in REAL:
-        from kvm2.hosts.kernel import Kernel
-
-        return Kernel
+    if is_real(host):
+        return lambda: backend_of(host)
     from kvm2.softkvm import profile
     from kvm2.softkvm.door import SoftKvm
 
