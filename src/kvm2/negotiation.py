@@ -14,6 +14,7 @@ from kvm2.abi import ioctls, vm2, wire
 from kvm2.abi.findings import RECORD_SIZE, read_records
 from kvm2.errors import KvmError, UsageError
 from kvm2.handle import Buffer
+from kvm2.softkvm.memory import Vouched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,36 +23,37 @@ if TYPE_CHECKING:
     from kvm2.abi.layout import Structure
     from kvm2.handle import Handle
 
-_POINTER = struct.Struct("=Q")
+_REPORT = struct.Struct("=IHHQII")
+_REPORT_HEADER = (vm2.KVM_CREATE_VM_ATTR_REPORT, vm2.Report.SIZE, 0)
+_COUNT = ctypes.c_uint32
 _COUNT_OFFSET = next(entry.offset for entry in vm2.Report.LAYOUT.fields if entry.name == "count")
 
 
 class AttributeList:
-    """A list of attributes at an address, with room for the host's findings."""
+    """A list of attributes at an address, followed by room for the host's findings."""
 
     def __init__(self, attributes: Sequence[Structure]) -> None:
-        full = len(attributes) >= vm2.KVM_CREATE_VM2_MAX_ATTRS
-        self.reports = not full and not any(isinstance(one, vm2.Report) for one in attributes)
-        self.capacity = 32 + 8 * len(attributes)
-        self._records = Buffer(self.capacity * RECORD_SIZE if self.reports else 0)
-        sent = list(attributes)
+        packed = [attribute.pack() for attribute in attributes]
+        self.reports = len(packed) < vm2.KVM_CREATE_VM2_MAX_ATTRS and not any(
+            isinstance(one, vm2.Report) for one in attributes
+        )
+        self.capacity = 32 + 8 * len(packed) if self.reports else 0
         if self.reports:
-            # Last, so that every finding's attr_index is the caller's own.
-            sent.append(cast("Structure", vm2.Report(records=self._records.address, capacity=self.capacity)))
-        size = len(wire.encode(sent, 0))
-        self._bytes = Buffer(size)
-        self.address = self._bytes.address
-        ctypes.memmove(self.address, wire.encode(sent, self.address), size)
-        self._report_at = wire.OUTER_SIZE + _POINTER.size * (len(sent) - 1)
+            packed.append(bytes(vm2.Report.SIZE))  # last, so that every finding's attr_index is the caller's own
+        records = wire.encoded_size(packed)
+        self._buffer = Buffer(records + self.capacity * RECORD_SIZE)
+        self.address, self.size = self._buffer.address, self._buffer.size
+        if self.reports:
+            packed[-1] = _REPORT.pack(*_REPORT_HEADER, self.address + records, self.capacity, 0)
+        ctypes.memmove(self.address, wire.encode_packed(packed, self.address), records)
+        self._records_at = records
 
     def findings(self) -> tuple[Finding, ...]:
         """What the host wrote; () where it wrote nothing."""
         if not self.reports:
             return ()
-        data = self._bytes.bytes()
-        where = _POINTER.unpack_from(data, self._report_at)[0] - self.address
-        count = struct.unpack_from("=I", data, where + _COUNT_OFFSET)[0]
-        return read_records(self._records.bytes(), count, self.capacity)
+        count = _COUNT.from_address(self.address + self._records_at - vm2.Report.SIZE + _COUNT_OFFSET).value
+        return read_records(self._buffer.bytes()[self._records_at :], count, self.capacity) if count else ()
 
 
 def send(
@@ -63,7 +65,8 @@ def send(
         raise UsageError(f"{wrong!r} is not an attribute: give objects of kvm2.abi.vm2, such as Arm64PhysaddrSize")
     asked = AttributeList([*attributes, cast("Structure", vm2.DryRun())] if dry_run else attributes)
     try:
-        result = handle.ioctl(request, asked.address)
+        with Vouched(asked.address, asked.size):
+            result = handle.ioctl(request, asked.address)
     except KvmError as error:
         found = asked.findings() or error.findings
         if found:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import struct
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, dataclass_transform
 
@@ -137,6 +138,7 @@ class Structure:
     _codec: ClassVar[struct.Struct]
     _flat: ClassVar[bool]
     _names: ClassVar[tuple[str, ...]]
+    _scalars: ClassVar[Any]
     _defaults: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, c_name: str = "", padded: bool = False) -> None:
@@ -164,6 +166,9 @@ class Structure:
         cls.LAYOUT = Layout(c_name or cls.__name__, offset + tail, widest, tuple(fields))
         cls.SIZE, cls._codec, cls._flat = offset + tail, struct.Struct(codes + "x" * tail), flat
         cls._names = tuple(metadata)
+        # Most structures are numbers only, and there are two or more: then one call fetches them all.
+        plain = len(fields) > 1 and all(isinstance(f.type, Scalar) for f in fields)
+        cls._scalars = staticmethod(operator.attrgetter(*metadata)) if plain else None
         cls._defaults = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -202,6 +207,8 @@ class Structure:
 
     def pack(self) -> bytes:
         """The SIZE bytes of the structure, in native byte order; struct.error where a value does not fit."""
+        if self._scalars is not None:
+            return self._codec.pack(*self._scalars(self))
         values = [_pack(f.type, getattr(self, f.name)) for f in self.LAYOUT.fields]
         return self._codec.pack(*values)
 

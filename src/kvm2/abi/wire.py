@@ -24,7 +24,7 @@ from kvm2.abi.walk import MAX_ATTRS, REPORT, Walk
 from kvm2.errors import KvmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kvm2.abi.attrs import Readable
     from kvm2.abi.layout import Structure
@@ -56,7 +56,16 @@ def encode(attributes: Iterable[Structure], base: int, *, terminated: bool = Fal
     With `terminated` the array ends with a NULL entry and nr_attrs is 0. Nothing is checked: a list may be wrong on
     purpose.
     """
-    packed = [attribute.pack() for attribute in attributes]
+    return encode_packed([attribute.pack() for attribute in attributes], base, terminated)
+
+
+def encoded_size(packed: Iterable[bytes]) -> int:
+    """How many bytes `encode_packed` makes of attributes, without a NULL entry."""
+    return OUTER_SIZE + sum(POINTER_SIZE + len(data) + -len(data) % 8 for data in packed)
+
+
+def encode_packed(packed: Sequence[bytes], base: int, terminated: bool = False) -> bytes:
+    """`encode`, for attributes that are bytes already."""
     words = []
     at = base + OUTER_SIZE + POINTER_SIZE * (len(packed) + terminated)
     for data in packed:

@@ -130,6 +130,29 @@ def _populate_works() -> bool:
 _POPULATE = _populate_works()
 
 
+# What this process vouches for, start -> end: buffers of ours that stay for the time of one call.
+_own: dict[int, int] = {}
+
+
+class Vouched:
+    """`with Vouched(address, size):` these bytes are a buffer of this process that nobody takes away meanwhile.
+
+    Reads within it need not ask the system whether the address is good: an ioctl's argument is read in a third of the
+    time.
+    """
+
+    __slots__ = ("_end", "_start")
+
+    def __init__(self, address: int, size: int) -> None:
+        self._start, self._end = address, address + size
+
+    def __enter__(self) -> None:
+        _own[self._start] = self._end
+
+    def __exit__(self, *exc: object) -> None:
+        _own.pop(self._start, None)
+
+
 class ProcessMemory:
     """This process's own address space.
 
@@ -143,12 +166,19 @@ class ProcessMemory:
     """
 
     def read(self, address: int, size: int) -> bytes:
+        for start, end in _own.copy().items() if _own else ():
+            if start <= address and address + size <= end:
+                return ctypes.string_at(address, size)
         data = copy_in(address, size)
         if data is None:
             raise KvmError(errno.EFAULT, f"{size} bytes at {address:#x} cannot be read")
         return data
 
     def write(self, address: int, data: bytes) -> None:
+        for start, end in _own.copy().items() if _own else ():
+            if start <= address and address + len(data) <= end:
+                ctypes.memmove(address, data, len(data))
+                return
         if not copy_out(address, data):
             raise KvmError(errno.EFAULT, f"{len(data)} bytes at {address:#x} cannot be written")
 
