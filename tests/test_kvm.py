@@ -33,11 +33,6 @@ def test_system_calls(kvm):
         kvm.check_extension("ARM_VM_IPA_SIZES")
 
 
-def test_the_real_device_is_a_clear_error_for_now():
-    with pytest.raises(kvm2.EnvironmentFault, match="described hosts only"):
-        kvm2.open("/dev/kvm")
-
-
 def test_unknown_names_are_usage_errors(kvm):
     with pytest.raises(kvm2.HostError, match="did you mean"):
         kvm2.open("neoverse-n9")

@@ -87,7 +87,7 @@ def struct_schema(cls: type[Structure]) -> dict[str, Any]:
 def _finding() -> dict[str, Any]:
     numbers = {f.name: field_schema(f) for f in vm2.Vm2Finding.LAYOUT.fields if f.name not in ("message", "error")}
     error = {"type": "string", "description": 'the errno\'s name; "note"'}
-    texts = {name: {"type": "string"} for name in ("message", "path", "hint")}
+    texts = {name: {"type": "string"} for name in ("message", "path", "hint", "by")}
     properties = {"error": error, "errno": {"type": "integer", "minimum": 0}, **numbers, **texts}
     required = [name for name in properties if name != "attr_type"]
     return {"type": "object", "description": docstring(vm2.Vm2Finding), "properties": properties, "required": required}
