@@ -48,7 +48,8 @@ class Wanted:
 class Judge:
     """Whose answers are the expected ones: `record` where they exist, else the `place` that plays them.
 
-    `machine` is the name that the rules' globs are matched with.
+    With neither it is the software model of the host itself, which is probed when it is wanted. `machine` is the name
+    that the rules' globs are matched with.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Judge:
     @property
     def is_real(self) -> bool:
         """Whether a kernel gave the answers."""
-        return self.place is None or self.place.is_real
+        return self.record is not None or (self.place is not None and self.place.is_real)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +151,21 @@ class Conform:
         return Plan(host, self.scenarios, bundled.guests(), record, untrusted, named, patience, jobs)
 
     def _play_judge(self, progress: Callable[[str], None]) -> Record:
-        assert self.judge.place is not None
-        report = replay(self._plan(self.judge.place.name, None), progress)
+        if self.judge.place is not None:
+            return self._answers(self.judge.place.name, progress)
+        from tempfile import TemporaryDirectory
+
+        from kvm2.lab.probed import save_model
+
+        with TemporaryDirectory(prefix="kvm2-") as directory:
+            return self._answers(str(save_model(self.place, Path(directory))), progress)
+
+    def _answers(self, host: str, progress: Callable[[str], None]) -> Record:
+        report = replay(self._plan(host, None), progress)
         if report.faults:
             name, lines = next(iter(report.faults.items()))
             raise EnvironmentFault(f"{self.judge.name} could not play {name}: {'; '.join(lines)}")
-        answers = {outcome.played.name: outcome.played.answers for outcome in report.outcomes}
-        return Record(self._machine(), {}, answers)
+        return Record(self._machine(), {}, {done.played.name: done.played.answers for done in report.outcomes})
 
     def _machine(self) -> str:
         """The name that rules are matched with: the real side's."""
@@ -240,7 +249,4 @@ def _default_judge(place: Place) -> Judge:
             f"no real machine named {place.machine!r} was recorded; say what to compare with: --against a host, a file "
             f"of answers (.jsonl), or recorded:NAME with one of {', '.join(bundled.recorded_hosts())}"
         )
-    from kvm2.lab.probed import model_of
-
-    model = place_of(model_of(place))
-    return Judge(f"the model of {place.name}", model.machine, place=model)
+    return Judge(f"the model of {place.name}", place.machine)
