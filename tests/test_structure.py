@@ -51,7 +51,7 @@ def room_of(path: Path) -> str:
         return parts[0]
     if parts[0] in HANDLES:
         return "handles"
-    return {"__init__": "package", "__main__": "cli"}.get(parts[0], parts[0])
+    return {"__init__": "package", "__main__": "cli", "pytest_plugin": "cli"}.get(parts[0], parts[0])
 
 
 def imported(path: Path) -> Iterator[tuple[str, int, bool]]:
@@ -131,6 +131,7 @@ def test_every_module_is_used() -> None:
     text = "\n".join(path.read_text() for path in MODULES)
     names = {module for path in MODULES for module, _, _ in imported(path)}
     lazily = set(re.findall(r'"(kvm2(?:\.\w+)+)"', text))
+    entry_points = (PROJECT / "pyproject.toml").read_text()
     from kvm2.cli.main import COMMANDS
 
     for path in MODULES:
@@ -139,7 +140,7 @@ def test_every_module_is_used() -> None:
         if parts[-1] in ("__init__", "__main__") or (parts[1:2] == ("cli",) and parts[-1] in COMMANDS):
             continue
         used = any(name == module or name.startswith(module + ".") for name in names) or module in lazily
-        started = f'"-m", "{module}"' in text or f"-m {module}" in text
+        started = f'"-m", "{module}"' in text or f"-m {module}" in text or f'= "{module}"' in entry_points
         assert used or started or parts[-1] == "main", f"nothing uses {module}"
 
 

@@ -34,7 +34,8 @@ _MADE = {"a VM fd": "vm", "a vCPU fd": "vcpu", "a statistics fd": "stats", "a gu
 class Call:
     """One call: an "ioctl", "open", "close", "dup2" or "kick" (`what`).
 
-    `on` names the descriptor ("vcpu#1.0": vCPU 0 of vm#1). `name` is the ioctl's, or its number in the form of a macro; `argument`, `output` and `exit` are for `abi.show`.
+    `on` names the descriptor ("vcpu#1.0": vCPU 0 of vm#1). `name` is the ioctl's, or its number in
+    the form of a macro; `argument`, `output` and `exit` are for `abi.show`.
     `result` is None where the call was refused (`error`) or did not come back (`stopped` says what interrupted it).
     `made` names a new descriptor, `made_fd` is its number. `seconds` is how long whoever answers took.
     """
