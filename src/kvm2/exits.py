@@ -341,18 +341,25 @@ def decode(area: memoryview, arch: str = "arm64") -> Exit:
     """
     reason = area[_REASON]  # its lowest byte: there are far fewer than 256
     # The objects are filled here and not by __init__: after an exit every call is slow.
+    if reason == _IO:
+        direction, size, port, count, at, raw = _unpack_io(area)
+        io = _new(Io)
+        io.port = port
+        io.size = size
+        io.is_write = direction == _OUT
+        io.count = count
+        io._raw = raw
+        io._area = area
+        return io if count == 1 and at == _IO_DATA else _string_io(io, at)
     if reason == _MMIO:
+        address, raw, size, is_write = _unpack_mmio(area)
         mmio = _new(Mmio)
-        mmio.address, mmio._raw, mmio.size, is_write = _unpack_mmio(area)
+        mmio.address = address
+        mmio.size = size
         mmio.is_write = is_write != 0
+        mmio._raw = raw
         mmio._area = area
         return mmio
-    if reason == _IO:
-        io = _new(Io)
-        direction, io.size, io.port, io.count, at, io._raw = _unpack_io(area)
-        io.is_write = direction == _OUT
-        io._area = area
-        return io if at == _IO_DATA and io.count == 1 else _string_io(io, at)
     return _rarer(_NUMBER.unpack_from(area, _REASON)[0], area, arch)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from kvm2.abi import exits as abi
 from kvm2.abi import ioctls, vm2
+from kvm2.board import loop
 from kvm2.board import machine as board
 from kvm2.board.loader import Image, Segment
 from kvm2.board.machine import Machine
@@ -86,11 +87,11 @@ def test_a_read_of_nothing_is_zero_whatever_lay_there(machine, fake):
 def test_the_table_of_unclaimed_addresses_is_bounded(machine, fake, mmio):
     fake.play([mmio(0x10000 + 8 * i, 8) for i in range(600)])
     result = machine.run()
-    assert len(result.unclaimed) == board.UNCLAIMED_KEPT and result.unclaimed_count == 600
+    assert len(result.unclaimed) == loop.UNCLAIMED_KEPT and result.unclaimed_count == 600
 
 
 def test_the_console_is_bounded_and_live(kvm, fake, mmio, monkeypatch):
-    monkeypatch.setattr(board, "CONSOLE_KEPT", 8)
+    monkeypatch.setattr(loop, "CONSOLE_KEPT", 8)
     sent = []
     with Machine(kvm, VmSpec(memory=RAM), sink=sent.append) as machine:
         fake.play([mmio(0x09000000, 1, bytes([65 + i % 26])) for i in range(40)])

@@ -1,7 +1,7 @@
 """Position-independent guests (ET_DYN): moved to the RAM base, with the relocations that need no symbol.
 
-`aarch64-linux-gnu-gcc -nostdlib` makes these where the compiler's default is PIE. ELF for the Arm 64-bit architecture:
-R_AARCH64_RELATIVE writes base + addend; DT_RELR is its compact form.
+`aarch64-linux-gnu-gcc -nostdlib` makes these where the compiler's default is PIE. ELF for the Arm 64-bit architecture,
+System V ABI for x86-64: R_AARCH64_RELATIVE and R_X86_64_RELATIVE write base + addend; DT_RELR is their compact form.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ _PAIR = struct.Struct("<QQ")
 _RELA = struct.Struct("<QQq")
 _WORD = struct.Struct("<Q")
 DT_NEEDED, DT_RELA, DT_RELASZ, DT_RELRSZ, DT_RELR, DT_JMPREL, DT_PLTRELSZ = 1, 7, 8, 35, 36, 23, 2
-R_NONE, R_RELATIVE = 0, 1027
+R_NONE = 0
+R_AARCH64_RELATIVE = (1027, "R_AARCH64_RELATIVE")
+R_X86_64_RELATIVE = (8, "R_X86_64_RELATIVE")
 HOW = "link it with -static -no-pie -Wl,-Ttext-segment=ADDRESS"
 
 
 class Relocator:
     """The segments of one image as they lie in the file (virtual address -> bytes), to be moved by `bias`."""
 
-    def __init__(self, name: str, pieces: dict[int, bytearray], bias: int) -> None:
-        self.name, self.pieces, self.bias = name, pieces, bias
+    def __init__(
+        self, name: str, pieces: dict[int, bytearray], bias: int, relative: tuple[int, str] = R_AARCH64_RELATIVE
+    ) -> None:
+        self.name, self.pieces, self.bias, self.relative = name, pieces, bias, relative
 
     def apply(self, dynamic: bytes) -> None:
         """Apply every relocation that the dynamic section names. GuestError for one that needs a loader."""
@@ -47,12 +51,12 @@ class Relocator:
     def _rela(self, table: bytes) -> None:
         for at, info, addend in _RELA.iter_unpack(table[: len(table) // 24 * 24]):
             kind = info & 0xFFFF_FFFF
-            if kind == R_RELATIVE:
+            if kind == self.relative[0]:
                 self._write(at, self.bias + addend)
             elif kind != R_NONE:
                 raise GuestError(
                     f"{self.name} has a relocation of type {kind} at {at:#x}, which a dynamic loader would resolve "
-                    f"(kvm2 applies R_AARCH64_RELATIVE): {HOW}"
+                    f"(kvm2 applies {self.relative[1]}): {HOW}"
                 )
 
     def _piece(self, address: int, size: int) -> tuple[bytearray, int]:

@@ -5,3 +5,4 @@ from __future__ import annotations
 from pathlib import Path
 
 DEMO = Path(__file__).parent / "demo.elf"
+DEMO_X86 = Path(__file__).parent / "demo_x86.elf"
