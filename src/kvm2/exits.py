@@ -268,6 +268,16 @@ class InternalError(Exit):
         self.suberror = suberror
         self.data = data
 
+    @property
+    def instruction(self) -> bytes:
+        """What x86 KVM could not emulate: up to 15 bytes from the instruction on; b"" where KVM does not say."""
+        flags, words = self.data[0] if self.data else 0, self.data[1:3]
+        said = flags & abi.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES and len(words) == 2
+        if self.suberror != abi.KVM_INTERNAL_ERROR_EMULATION or not said:
+            return b""
+        raw = struct.pack("=2Q", *words)  # struct emulation_failure: insn_size, insn_bytes
+        return raw[1 : 1 + raw[0]]
+
 
 class Other(Exit):
     """Any other exit reason: `reason` is its number, `payload` the 256 bytes of the union."""

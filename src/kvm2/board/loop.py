@@ -79,6 +79,9 @@ class Board:
     """
 
     params_below = 1 << 64  # the parameter block lies below this address
+    bits_name = "IPA bits"
+    nothing_reads = "0"
+    ipa_bits: int  # bits of the guest physical addresses that can be mapped
 
     def __init__(
         self,
@@ -106,6 +109,10 @@ class Board:
         self._done = threading.Event()
         self._end: tuple[str, str, int, KvmError | None] | None = None
         self._bug: BaseException | None = None
+
+    def load(self, image: Image, *, params: bool = True) -> int:
+        """Put the image and the parameter block into memory, and vCPU 0 at the entry; the block's address, or 0."""
+        raise NotImplementedError
 
     def map_top(self, bits: int) -> MemoryRange | None:
         """A small slot that ends at 2^bits, where the RAM does not reach; None where it does."""

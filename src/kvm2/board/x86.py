@@ -51,6 +51,8 @@ class X86Machine(Board):
     """
 
     params_below = 1 << 32  # EDI holds its address
+    bits_name = "physical address bits"
+    nothing_reads = "all ones"
 
     def __init__(
         self,
@@ -145,7 +147,10 @@ class X86Machine(Board):
         elif isinstance(exit, Shutdown):
             self.finish("crash", f"vCPU {vcpu.id}: triple fault{_where(vcpu)}", vcpu.id)
         elif isinstance(exit, InternalError):
-            self.finish("failed", f"vCPU {vcpu.id}: KVM could not go on, {exit!r}{_where(vcpu)}", vcpu.id)
+            what = f"KVM could not go on, {exit!r}"
+            if exit.instruction:
+                what = f"KVM could not emulate the instruction that begins {exit.instruction.hex(' ')}"
+            self.finish("failed", f"vCPU {vcpu.id}: {what}{_where(vcpu)}", vcpu.id)
         else:
             super().other(vcpu, exit)
 

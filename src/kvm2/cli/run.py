@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvm2.cli.options import chosen_host, host_option, json_option, spec_options, working_caps_option
+from kvm2.cli.options import host_option, json_option, spec_options, working_caps_option
 from kvm2.cli.render import emit, table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from kvm2.board.machine import Machine, RunResult
+    from kvm2.board.loop import Board, RunResult, Unclaimed
     from kvm2.kvm import Kvm
 
 QUIET_SECONDS = 1.0
@@ -30,25 +28,34 @@ QUIET_SECONDS = 1.0
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop the guest after this time.")
 @json_option
 def command(host: str | None, working_caps: bool, guest: str | None, as_json: bool, cpus: int, **wanted: Any) -> int:
-    """Run GUEST (an ELF64 for AArch64, or a flat image) on a host, through KVM_CREATE_VM2.
+    """Run GUEST (an ELF64 or a flat image) on a host of its architecture, through KVM_CREATE_VM2.
 
-    The guest's console comes live on stdout, then a summary. Without GUEST the demonstration guest runs, which shows
-    what the VM looks like from inside and what is at the edges of its address space. RAM is 64M@1G unless --memory
-    says otherwise; docs/guest.md is the guest's contract.
+    AArch64 runs on the described hosts, and where this machine is AArch64 on /dev/kvm; x86-64 on an x86-64 machine's
+    /dev/kvm. Without --host the guest's architecture decides. The guest's console comes live on stdout, then a
+    summary. Without GUEST the host's demonstration guest runs, which shows what the VM looks like from inside and what
+    is at the edges of its address space. RAM is 64M@1G (x86-64: 64M@0) unless --memory says otherwise; docs/guest.md
+    is the guest's contract.
     """
-    from kvm2.board.loader import read_image
-    from kvm2.board.machine import DEFAULT_MEMORY, Machine, check_memory
+    from pathlib import Path
+
+    from kvm2.board.loader import architecture_of, parse_image, read_file
+    from kvm2.cli import choosing
     from kvm2.cli.making import call_of, make_vm, spec_of
     from kvm2.kvm import open as open_host
 
-    spec = spec_of(wanted, DEFAULT_MEMORY)
-    call = call_of(wanted, spec)
-    check_memory(spec.memory)
-    image = read_image(_path(guest), spec.memory)
+    call = call_of(wanted, spec_of(wanted))
+    data = read_file(Path(guest)) if guest is not None else b""
+    of_guest = architecture_of(data)
     console = Console(live=not as_json)
-    with open_host(chosen_host(host), working_caps=working_caps) as kvm:
+    with open_host(choosing.host_for(host, of_guest), working_caps=working_caps) as kvm:
+        choosing.check_runs(kvm, Path(guest or "").name, of_guest)
+        arch = kvm.arch
+        spec = spec_of(wanted, choosing.default_memory(arch))
+        choosing.check_memory(arch, spec.memory)
+        image = parse_image(*(_demo(arch) if guest is None else (Path(guest).name, data)), spec.memory, arch)
         vm = make_vm(kvm, spec, call, wanted["type_word"])
-        with Machine(kvm, spec, vm=vm, cpus=cpus, sink=console.put, top=wanted["top"] or guest is None) as machine:
+        options: dict[str, Any] = {"cpus": cpus, "sink": console.put, "top": wanted["top"] or guest is None}
+        with choosing.board_for(arch, kvm, spec, vm=vm, **options) as machine:
             machine.load(image, params=not wanted["no_params"])
             try:
                 result = machine.run(wanted["timeout"], console.tick)
@@ -65,12 +72,11 @@ def command(host: str | None, working_caps: bool, guest: str | None, as_json: bo
     return 0 if result.ok else 1
 
 
-def _path(guest: str | None) -> Path:
-    from pathlib import Path
+def _demo(arch: str) -> tuple[str, bytes]:
+    from kvm2.guests import DEMO, DEMO_X86
 
-    from kvm2.guests import DEMO
-
-    return DEMO if guest is None else Path(guest)
+    path = DEMO_X86 if arch == "x86_64" else DEMO
+    return path.name, path.read_bytes()
 
 
 class Console:
@@ -124,17 +130,19 @@ class Console:
             self._out.flush()
 
 
-def _report(kvm: Kvm, machine: Machine, result: RunResult, guest: str | None, as_json: bool) -> None:
+def _report(kvm: Kvm, machine: Board, result: RunResult, guest: str | None, as_json: bool) -> None:
     if as_json:
         return emit("run", _as_dict(kvm, machine, result, guest), ok=result.ok)
     sys.stdout.flush()
     print(f"\nended: {result.ended}{': ' + result.reason if result.reason else ''}, after {result.seconds:.2f} s")
     total = sum(result.exits.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in result.exits.items())
-    print(f"host {kvm.name}, {machine.ipa_bits} IPA bits, {len(machine.vcpus)} vCPU; {total} exits: {kinds or 'none'}")
+    size = f"{machine.ipa_bits} {machine.bits_name}"
+    print(f"host {kvm.name}, {size}, {len(machine.vcpus)} vCPU; {total} exits: {kinds or 'none'}")
     if result.unclaimed_count:
-        print(f"{result.unclaimed_count} accesses to addresses with nothing behind them (reads gave 0):")
-        rows = [(hex(u.address), u.size, "write" if u.is_write else "read", u.count) for u in result.unclaimed[:16]]
+        count, reads = result.unclaimed_count, machine.nothing_reads
+        print(f"{count} accesses to addresses with nothing behind them (reads gave {reads}):")
+        rows = [(_place(u), u.size, "write" if u.is_write else "read", u.count) for u in result.unclaimed[:16]]
         table(("address", "bytes", "access", "count"), rows)
         if len(result.unclaimed) > 16:
             print(f"... and {len(result.unclaimed) - 16} more addresses (--json has them)")
@@ -145,14 +153,25 @@ def _report(kvm: Kvm, machine: Machine, result: RunResult, guest: str | None, as
     return None
 
 
-def _as_dict(kvm: Kvm, machine: Machine, result: RunResult, guest: str | None) -> dict[str, Any]:
+def _place(where: Unclaimed) -> str:
+    return hex(where.address) if where.space == "memory" else f"{where.space} {where.address:#x}"
+
+
+def _as_dict(kvm: Kvm, machine: Board, result: RunResult, guest: str | None) -> dict[str, Any]:
     unclaimed = [
-        {"address": u.address, "size": u.size, "access": "write" if u.is_write else "read", "count": u.count}
+        {
+            "space": u.space,
+            "address": u.address,
+            "size": u.size,
+            "access": "write" if u.is_write else "read",
+            "count": u.count,
+        }
         for u in result.unclaimed
     ]
     error = result.error
     return {
         "host": kvm.name,
+        "arch": kvm.arch,
         "guest": guest or "demo",
         "ipa_bits": machine.ipa_bits,
         "cpus": len(machine.vcpus),

@@ -18,28 +18,30 @@ from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
 def command(host: str | None, working_caps: bool, code: str | None, as_json: bool, **wanted: Any) -> None:
     """Open a Python prompt with `kvm`, `vm`, `vcpu` (initialised) and `ram` (64M@1G, or --memory) made.
 
-    Without --ipa-bits the VM is as large as its memory needs ('auto').
+    Without --ipa-bits an arm64 VM is as large as its memory needs ('auto'). On an x86-64 /dev/kvm `ram` is 64M@0, and
+    the vCPU is as after a reset, with all CPUID leaves that the host can give.
     """
     import kvm2
-    from kvm2.board.machine import DEFAULT_MEMORY, check_memory
+    from kvm2.cli import choosing
     from kvm2.cli.making import call_of, make_vm, spec_of
     from kvm2.errors import UsageError
     from kvm2.kvm import open as open_host
 
     if as_json and code is None:
         raise UsageError("--json needs a program: kvm2 shell --json -c 'print(...)'; a prompt has no JSON form")
-    if wanted["ipa_bits"] is None and wanted["type_word"] is None:
-        wanted["ipa_bits"] = "auto"
-    spec = spec_of(wanted, DEFAULT_MEMORY)
-    call = call_of(wanted, spec)
-    check_memory(spec.memory)
-    with (
-        open_host(chosen_host(host), working_caps=working_caps) as kvm,
-        make_vm(kvm, spec, call, wanted["type_word"]) as vm,
-    ):
-        rams = [vm.map(piece.base, piece.size) for piece in spec.memory]
-        with vm.create_vcpu(0) as vcpu:
-            vcpu.init(["psci_0_2"] + ["sve"] * (spec.sve is not None))
+    call_of(wanted, spec_of(wanted))
+    with open_host(chosen_host(host), working_caps=working_caps) as kvm:
+        choosing.check_runs(kvm, "", None)
+        if kvm.arch == "arm64" and wanted["ipa_bits"] is None and wanted["type_word"] is None:
+            wanted["ipa_bits"] = "auto"
+        spec = spec_of(wanted, choosing.default_memory(kvm.arch))
+        choosing.check_memory(kvm.arch, spec.memory)
+        with make_vm(kvm, spec, call_of(wanted, spec), wanted["type_word"]) as vm, vm.create_vcpu(0) as vcpu:
+            rams = [vm.map(piece.base, piece.size) for piece in spec.memory]
+            if kvm.arch == "arm64":
+                vcpu.init(["psci_0_2"] + ["sve"] * (spec.sve is not None))
+            else:
+                vcpu.set_cpuid(kvm.supported_cpuid())
             names = {"kvm2": kvm2, "kvm": kvm, "vm": vm, "vcpu": vcpu, "ram": rams[0], "rams": rams}
             if code is None:
                 _prompt(names)
