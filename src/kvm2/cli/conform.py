@@ -85,7 +85,7 @@ def _print(done: Conformance, as_json: bool) -> None:
         return
     from kvm2.cli.verdicts import show_differences, totals_line
 
-    show_differences(done.report)
+    show_differences(done.report, "recorded" if done.judge.record is not None else "against")
     for note in done.why:
         click.echo(note)
     click.echo(totals_line(done.report, f"{done.place.name} against {done.judge.name}"))

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from kvm2.lab.replay import Report
 
 
-def show_differences(report: Report) -> None:
-    """Every step that differs on stdout, and what went wrong inside on stderr."""
+def show_differences(report: Report, other: str = "recorded") -> None:
+    """Every step that differs on stdout, and what went wrong inside on stderr. `other` is what the expected is."""
     for verdict in report.verdicts:
         if verdict.differences:
             click.echo(f"{verdict.scenario}: {verdict.equal} of {verdict.steps} steps equal")
             for difference in verdict.differences:
-                click.echo(difference_text(difference))
+                click.echo(difference_text(difference, other))
     for name, lines in report.faults.items():
         click.echo(f"{name}: went wrong inside:\n  " + "\n  ".join(lines), err=True)
 
@@ -31,7 +31,7 @@ def totals_line(report: Report, sides: str) -> str:
     )
 
 
-def difference_text(difference: Difference) -> str:
+def difference_text(difference: Difference, other: str) -> str:
     """One step that differs, on three lines; of a register dump only the registers that do."""
     from kvm2.lab.compare import register_changes
 
@@ -39,9 +39,9 @@ def difference_text(difference: Difference) -> str:
     name = f"  [{difference.name}]" if difference.name else ""
     head = f"  {difference.step:4} {difference.brief}{name}"
     if changes is not None:
-        lines = [f"         {key}: recorded {want}, here {have}" for key, want, have in changes]
+        lines = [f"         {key}: {other} {want}, here {have}" for key, want, have in changes]
         return "\n".join([head, *lines])
-    return f"{head}\n         recorded {short(difference.expected)}\n         here     {short(difference.got)}"
+    return f"{head}\n         {other:<8} {short(difference.expected)}\n         here     {short(difference.got)}"
 
 
 def short(answer: object) -> str:

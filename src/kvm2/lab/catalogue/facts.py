@@ -113,7 +113,8 @@ def read(answers: tuple[Answer, ...], arch: str, page: int) -> Facts:
     asked = questions(arch).steps
     values = [_value(answer) for answer in answers]
     found: dict[str, Any] = dict(zip(CAPABILITIES, values, strict=False))
-    found["ptrauth"] = int(bool(found["ptrauth"] and found.pop("ptrauth2")))
+    generic = found.pop("ptrauth2")
+    found["ptrauth"] = int(bool(found["ptrauth"] and generic))
     rows = _described(answers[len(CAPABILITIES)])
     size = rows.get("ARM64_PHYSADDR_SIZE", {})
     found |= {

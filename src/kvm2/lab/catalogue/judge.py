@@ -74,11 +74,7 @@ def _table(expected: Mapping[str, Any], answer: list[Any]) -> str:
     if "value" in expected:
         value = output if isinstance(output, int) else answer[0]
         if value != expected["value"]:
-            return (
-                f"{value:#x}, expected {expected['value']:#x}"
-                if value > 9
-                else f"{value}, expected {expected['value']}"
-            )
+            return f"{value} ({value:#x}), expected {expected['value']} ({expected['value']:#x})"
     have = output if isinstance(output, dict) else {}
     for key, want in expected.get("output", {}).items():
         if have.get(key) != want:
