@@ -51,7 +51,7 @@ _MODULES = {"x86_64": "x86", "s390x": "s390"}
 # Fields whose text names no constants, because it says what they are for.
 _ALSO = {
     ("kvm_create_vm_attr_machine_type", "machine_type"): "arm64: KVM_CREATE_VM_ARM64_MACHINE_*",
-    ("kvm_run", "immediate_exit"): "",
+    ("SystemEvent", "data"): "",  # what is named there is a flag of one type only
 }
 
 
@@ -138,11 +138,12 @@ _SPECIAL: dict[tuple[str, str], Callable[[int], Value]] = {
 
 
 def fields(structure: Structure, arch: str = "arm64") -> dict[str, Value]:
-    """The fields of a structure by their names in C. Padding is left out while it is zero, as it must be."""
+    """The fields of a structure by their names in C. Padding is left out while it is zero, as it must be, and so is a
+    flexible tail."""
     shown: dict[str, Value] = {}
     for f in structure.LAYOUT.fields:
         value = getattr(structure, f.name)
-        if _PADDING.fullmatch(f.name) and not _any(value):
+        if not f.size or (_PADDING.fullmatch(f.name) and not _any(value)):
             continue
         shown[f.name if isinstance(f.type, UnionOf) else f.c_name] = _field(type(structure), f, value, arch)
     return shown

@@ -16,6 +16,7 @@ from kvm2.abi import ioctls, show_ioctl
 from kvm2.abi.exits import EXIT_REASON_OFFSET, KVM_EXIT_MEMORY_FAULT
 from kvm2.abi.ioctls import KVM_RUN
 from kvm2.errors import KvmError
+from kvm2.hosts.backend import Runner
 from kvm2.softkvm.memory import ProcessMemory
 
 if TYPE_CHECKING:
@@ -171,18 +172,18 @@ class Traced:
     def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
         """The inner backend's answer; told with everything that goes in and comes out."""
         kind, name = self._of(fd)
-        number = request & 0xFFFF_FFFF
+        number, where = request & 0xFFFF_FFFF, arg & 0xFFFF_FFFF_FFFF_FFFF
         # Of another architecture is still worth a name: that is why it is refused.
         row = ioctls.by_number(number, kind, self._arch) or ioctls.by_number(number, kind, None)
         if row is None:
             macro = show_ioctl.macro_text(request)
-            with self._call(what="ioctl", on=name, name=macro, request=request, arg=arg, argument=arg) as opened:
+            with self._call(what="ioctl", on=name, name=macro, request=request, arg=where, argument=where) as opened:
                 result = opened.facts["result"] = self._inner.ioctl(fd, request, arg)
             return result
-        with self._call(what="ioctl", on=name, name=row.name, request=request, arg=arg) as opened:
+        with self._call(what="ioctl", on=name, name=row.name, request=request, arg=where) as opened:
             if request == KVM_RUN:
                 return self._run(fd, opened)
-            return self._declared(fd, row, arg, opened)
+            return self._declared(fd, row, where, opened)
 
     def _declared(self, fd: int, row: Ioctl, arg: int, opened: _Open) -> int:
         memory, facts, arch = self._tracer.memory, opened.facts, self._arch
@@ -246,8 +247,8 @@ class Traced:
         area = self._areas[fd] = self._inner.kvm_run(fd)
         return area
 
-    def runner(self, fd: int, explained: Callable[[KvmError], KvmError] | None = None) -> Callable[[], int]:
-        """A function that is `ioctl(fd, KVM_RUN)`: the short way of a kernel would go past the trace."""
+    def runner(self, fd: int, explained: Callable[[KvmError], KvmError] | None = None) -> Runner:
+        """The way of `ioctl(fd, KVM_RUN)`: the short one of a kernel would go past the trace."""
 
         def run() -> int:
             try:
@@ -257,7 +258,7 @@ class Traced:
                     raise
                 raise explained(error) from None
 
-        return run
+        return Runner(run)
 
     def fill(self, fd: int, made: int) -> None:
         """A VM that was negotiated gets the number that was kept for it, and the name that it has had since."""
