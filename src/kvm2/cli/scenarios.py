@@ -92,7 +92,7 @@ def run(names: tuple[str, ...], host: str | None, as_json: bool) -> int:
     if as_json:
         emit("scenarios", {"outcomes": [outcome.json() for outcome in outcomes], "totals": _totals(outcomes)}, ok=good)
     else:
-        _print(outcomes, by_host=host is not None)
+        _print(outcomes, [pain.name for pain in chosen], by_host=host is not None)
     return 0 if good else 1
 
 
@@ -106,16 +106,15 @@ def _totals(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return {"as_expected": verdicts.count("yes"), "not": verdicts.count("no"), "not_about_it": verdicts.count("-")}
 
 
-def _print(outcomes: Sequence[Outcome], by_host: bool) -> None:
+def _print(outcomes: Sequence[Outcome], names: Sequence[str], by_host: bool) -> None:
     from kvm2.cli.render import table
 
     if by_host:
         rows = [(outcome.pain.name, outcome.verdict, outcome.pain.title) for outcome in outcomes]
         table(("scenario", "as expected", "what happens"), rows)
     else:
-        order = dict.fromkeys(outcome.pain.name for outcome in outcomes)
-        found = {name: [o for o in outcomes if o.pain.name == name] for name in order}
-        rows = [(name, _overall(some), ", ".join(f"{o.host}" for o in some)) for name, some in found.items()]
+        found = {name: [o for o in outcomes if o.pain.name == name] for name in names}
+        rows = [(name, _overall(some), ", ".join(some[0].pain.hosts)) for name, some in found.items()]
         table(("scenario", "as expected", "hosts"), rows)
     for outcome in outcomes:
         for line in _complaints(outcome):
