@@ -152,7 +152,7 @@ def _writer(fd: int) -> Any:
 @click.option("--only", multiple=True, metavar="GLOB", help="Play only scenarios of such names. May be repeated.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave out scenarios of such names. May be repeated.")
 @click.option("--patience", type=click.IntRange(1), metavar="MS",
-              help="Interrupt a vCPU that stays in KVM_RUN after so many milliseconds. Default: as recorded.")  # fmt: skip
+              help="How long a vCPU may stay in KVM_RUN, in ms. Default: as recorded.")  # fmt: skip
 def record(shape: str, output: Path | None, only: tuple[str, ...], skip: tuple[str, ...], patience: int | None) -> int:
     """Play the scenarios on the machine SHAPE and write what its kernel answers, in the form of the published answers.
 

@@ -34,6 +34,7 @@ HEADER = struct.Struct("<cI")
 CHUNK = 1 << 16
 APPLICATION = "/app"
 MODULES = "/modules"
+TIMER_ABSTIME = 1
 SIGNALS = {int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGKILL)}
 
 
@@ -54,6 +55,23 @@ def load_modules() -> None:
             image = file.read()
         if libc.init_module(image, ctypes.c_ulong(len(image)), b""):
             raise OSError(ctypes.get_errno(), f"init_module of {name}")
+
+
+class Timespec(ctypes.Structure):
+    """struct timespec."""
+
+    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
+
+
+def revive_timers() -> None:
+    """Gets the kernel to program its timer again.
+
+    QEMU does not save the EL2 physical timer, which is the one that a kernel with VHE uses. A restored kernel waits for
+    an interrupt that will not come, and programs only what is due before it: so something due long ago.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.clock_nanosleep(time.CLOCK_MONOTONIC, TIMER_ABSTIME, ctypes.byref(Timespec(0, 1)), None):
+        raise OSError("clock_nanosleep failed")
 
 
 def open_port() -> int:
@@ -136,7 +154,7 @@ def load(archive: bytes, modules: list[str], missing: list[str]) -> dict[str, ob
     return {"left_out": left_out, "failed": failed}
 
 
-def run_child(request: dict[str, object], pipes: tuple[int, int, int]) -> None:
+def run_child(request: dict[str, object], pipes: tuple[int, int, int], others: list[int]) -> None:
     """In the child: the entry point, with the request's arguments, environment and directory. Never comes back."""
     code = 1
     try:
@@ -145,7 +163,8 @@ def run_child(request: dict[str, object], pipes: tuple[int, int, int]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, fd in enumerate(pipes):
             os.dup2(fd, number)
-        os.closerange(3, 1024)
+        for fd in others:
+            os.close(fd)  # of the rest, what was imported may need some
         sys.stdin = os.fdopen(0)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         os.environ.update(request["env"])  # type: ignore[call-overload]
@@ -175,7 +194,8 @@ class Session:
         pipes = [os.pipe() for _ in range(3)]
         self.child = os.fork()
         if self.child == 0:
-            run_child(request, (pipes[0][0], pipes[1][1], pipes[2][1]))
+            everything = [port.fd, *(fd for pair in pipes for fd in pair)]
+            run_child(request, (pipes[0][0], pipes[1][1], pipes[2][1]), everything)
         for fd in (pipes[0][0], pipes[1][1], pipes[2][1]):
             os.close(fd)
         self.stdin: int | None = pipes[0][1]
@@ -278,6 +298,7 @@ def serve(port: Port) -> None:
         kind, data = port.receive()
         if kind != b"R":
             continue
+        revive_timers()
         request = json.loads(data)
         try:
             if request["do"] == "describe":
