@@ -250,7 +250,7 @@ def test_the_short_way_into_kvm_run_is_traced_too(told: Told) -> None:
         return KvmError(error.errno or 0, "explained")
 
     with pytest.raises(KvmError, match="explained"):
-        backend.runner(vcpu, explained).enter()
+        backend.runner(vcpu, explained).ioctl(vcpu, ioctls.KVM_RUN)
     assert told[-1].name == "KVM_RUN" and told[-1].error is not None
 
 
@@ -269,3 +269,19 @@ def test_a_register_that_is_read(told: Told) -> None:
         value = vcpu.get_reg("MPIDR_EL1")
     call = told.of("KVM_GET_ONE_REG")
     assert show.text(call.argument) == "{id=MPIDR_EL1}" and call.output == value
+
+
+def test_a_sink_that_makes_calls_itself() -> None:
+    """As when a forgotten handle is collected while a line is written."""
+    seen: list[str] = []
+
+    def sink(call: Call) -> None:
+        seen.append(f"begin {call.name}")
+        if call.name == "KVM_GET_API_VERSION":
+            backend.close(fd)
+        seen.append(f"end {call.name}")
+
+    backend = Tracer(sink).wrap(open_soft("apple-m1"))
+    fd = backend.open()
+    backend.ioctl(fd, ioctls.KVM_GET_API_VERSION)
+    assert seen[2:] == ["begin KVM_GET_API_VERSION", "end KVM_GET_API_VERSION", "begin close", "end close"]

@@ -55,7 +55,7 @@ def command(host: str | None, output: str | None, exits: str, as_json: bool, wor
         with watched(Tracer(report).wrap), _default_host(host):
             code = _script(Path(name), args) if name.endswith(".py") else _command([name, *args])
         report.finish(code)
-    if not report.calls:
+    if not report.calls and code == 0:
         print("kvm2: no ioctl was made in this process", file=sys.stderr)
     return code
 

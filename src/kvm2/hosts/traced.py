@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,10 @@ class Tracer:
 
     def __init__(self, sink: Callable[[Call], None]) -> None:
         self._sink = sink
-        self._lock = threading.Lock()
+        # A handle may be collected, and so closed, while its own thread is in here or in the sink.
+        self._lock = threading.RLock()
+        self._waiting: deque[Call] = deque()
+        self._telling = False
         self._local = threading.local()
         self._counts: dict[str, int] = {}
         self.latest: dict[int, tuple[str, str]] = {}
@@ -89,7 +93,15 @@ class Tracer:
             stack[-1].append(call)
             return
         with self._lock:
-            self._sink(call)
+            self._waiting.append(call)
+            if self._telling:
+                return
+            self._telling = True
+            try:
+                while self._waiting:
+                    self._sink(self._waiting.popleft())
+            finally:
+                self._telling = False
 
     def _stack(self) -> list[list[Call]]:
         stack: list[list[Call]] = self._local.__dict__.setdefault("stack", [])
@@ -250,9 +262,9 @@ class Traced:
     def runner(self, fd: int, explained: Callable[[KvmError], KvmError] | None = None) -> Runner:
         """The way of `ioctl(fd, KVM_RUN)`: the short one of a kernel would go past the trace."""
 
-        def run() -> int:
+        def run(fd: int, request: int) -> int:
             try:
-                return self.ioctl(fd, KVM_RUN)
+                return self.ioctl(fd, request)
             except KvmError as error:
                 if explained is None:
                     raise

@@ -43,10 +43,13 @@ class Report:
         self._json = as_json
         self._summary = summary
         self._held: dict[str, Ran] = {}
+        self._over = False
         self.calls = 0
 
     def __call__(self, call: Call) -> None:
-        """One call."""
+        """One call. After `finish` nothing is written: handles that somebody still holds are closed some time."""
+        if self._over:
+            return
         self.calls += 1
         if self._summary and _is_plain_run(call):
             held = self._held.get(call.on, Ran(call, {}, 0.0))
@@ -74,6 +77,7 @@ class Report:
     def finish(self, exit_code: int) -> None:
         """The command is over."""
         self._flush()
+        self._over = True
         if self._json:
             self._line(json.dumps({"schema": SCHEMA, "event": "end", "exit_code": exit_code, "calls": self.calls}))
 
