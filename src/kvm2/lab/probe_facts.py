@@ -30,7 +30,6 @@ _LIMITS = {
 }
 # Answers of a VM that creation and the vGIC decide, and one that a new VM answers with 0 (KVM_CAP_MSI_DEVID).
 _OF_A_VM = frozenset((cap.KVM_CAP_MAX_VCPUS, cap.KVM_CAP_MAX_VCPU_ID))
-_NAMED = frozenset(CAPABILITIES.values())
 
 
 def facts_of(seen: Seen) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def facts_of(seen: Seen) -> dict[str, Any]:
 
 def _creation_only(seen: Seen) -> dict[str, Any]:
     usual = {cap.KVM_CAP_CHECK_EXTENSION_VM: 1}
-    asked = (set(seen.caps) | set(usual)) & _NAMED - rules.COMPUTED_ELSEWHERE
+    asked = (set(seen.caps) | set(usual)) - rules.COMPUTED_ELSEWHERE
     caps = {number: seen.cap(number) for number in asked if seen.cap(number) != usual.get(number, 0)}
     facts: dict[str, Any] = {
         "basis": "recorded",
@@ -110,7 +109,7 @@ def _newest_first(version: str) -> tuple[int, ...]:
 
 
 def _distance(seen: Seen, version: str, known: Kernel) -> int:
-    caps = {number for number in _NAMED - rules.COMPUTED if seen.cap(number) != known.caps.get(number, 0)}
+    caps = {number for number in _asked(seen) if seen.cap(number) != known.caps.get(number, 0)}
     masks = rules.writable_masks(known.writable_masks, seen.registers)
     quirks = {name for name, has in seen.habits.items() if has and name not in known.quirks}
     extra, missing = _listed(seen, version)
@@ -186,15 +185,14 @@ def _ipa_limit(seen: Seen, registers: Mapping[str, int], quirks: set[str] | froz
 def _enable_caps(seen: Seen, known: Kernel, registers: Mapping[str, int]) -> dict[str, Any]:
     encoded = {reg.encoding(name): value for name, value in registers.items()}
     by_rule = known.enable_caps | ({cap.KVM_CAP_ARM_MTE} if rules.has_mte(encoded) else set())
-    gone = {number for number in _NAMED - rules.COMPUTED if seen.cap(number) == 0 and known.caps.get(number, 0)}
+    gone = {number for number in _asked(seen) if seen.cap(number) == 0 and known.caps.get(number, 0)}
     if seen.enable_caps == by_rule - gone:
         return {}
-    return {"enable_caps": [name_of(number) for number in sorted(seen.enable_caps & _NAMED)]}
+    return {"enable_caps": [name_of(number) for number in sorted(seen.enable_caps)]}
 
 
 def _capabilities(seen: Seen, known: Kernel) -> dict[str, Any]:
-    asked = _NAMED - rules.COMPUTED
-    caps = {number: seen.cap(number) for number in asked if seen.cap(number) != known.caps.get(number, 0)}
+    caps = {number: seen.cap(number) for number in _asked(seen) if seen.cap(number) != known.caps.get(number, 0)}
     on_vm = _vm_answers(seen, {**seen.caps, cap.KVM_CAP_MSI_DEVID: 0})
     return {"caps": _sayable(seen, _by_name(caps)), "vm_caps": _sayable(seen, on_vm)}
 
@@ -206,9 +204,14 @@ def _vm_answers(seen: Seen, predicted: Mapping[int, int]) -> dict[str, int]:
     found = {}
     for number in sorted(set(seen.vm_caps) | set(predicted)):
         value = seen.vm_caps.get(number, 0)
-        if number in _NAMED and number not in _OF_A_VM and value != predicted.get(number, 0):
+        if number not in _OF_A_VM and value != predicted.get(number, 0):
             found[number] = value
     return _by_name(found)
+
+
+def _asked(seen: Seen) -> set[int]:
+    """The capabilities that no rule gives."""
+    return (set(CAPABILITIES.values()) | set(seen.caps)) - rules.COMPUTED
 
 
 def _by_name(caps: Mapping[int, int]) -> dict[str, int]:

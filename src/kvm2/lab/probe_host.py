@@ -23,7 +23,7 @@ MIN_IPA_BITS = 32
 ANY_SIZE = 0xFF  # no encoding of `type` can say it: a kernel that takes it does not look at the size
 POINTER = 4096
 PAGE_SHIFTS = (12, 14, 16)
-# Above the newest capability that has a name here; what answers there is told, but a host file cannot say it.
+# Newer kernels have capabilities above the last that has a name here; host files call them by number.
 LAST_ASKED = max(number for number in CAPABILITIES.values() if number < cap.KVM_CAP_CREATE_VM2) + 24
 # A dirty ring is enabled with its size: asking with 0 says nothing.
 _NEEDS_ARGUMENT = frozenset((cap.KVM_CAP_DIRTY_LOG_RING, cap.KVM_CAP_DIRTY_LOG_RING_ACQ_REL))
@@ -40,12 +40,6 @@ def answers(check: Callable[[int], int]) -> dict[int, int]:
         if value:
             found[number] = value
     return found
-
-
-def unnamed(found: Iterable[int]) -> list[int]:
-    """The capabilities that have no name here."""
-    known = set(CAPABILITIES.values())
-    return sorted(number for number in found if number not in known)
 
 
 def page_shift(scratch: Scratch) -> int:
@@ -133,5 +127,3 @@ def look(seen: Seen, scratch: Scratch) -> None:
         seen.vm_caps = answers(vm.check_extension)
         seen.gic = gic(vm)
     seen.enable_caps = enable_caps(scratch, (number for number, value in seen.caps.items() if value > 0))
-    for number in unnamed(seen.caps):
-        seen.notes.append(f"capability {number} answers {seen.caps[number]}: it has no name here, and is not described")

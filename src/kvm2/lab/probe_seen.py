@@ -73,20 +73,15 @@ class Scratch:
         self.type_word: int | None = None
 
     def find_type(self, sizes: tuple[int, ...] = ()) -> None:
-        """Looks for a type word that works: 0, the `sizes`, then every other byte. KvmError of the default if none."""
-        refused: KvmError | None = None
+        """Looks for a type word that works: 0, the `sizes`, then every other byte. KvmError(EINVAL): none does."""
         for word in (0, *sizes, *range(1, 256)):
-            try:
-                self.kvm.create_vm(word).close()
-            except KvmError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                refused = refused or error
-            else:
+            number = errno_of(lambda word=word: self.kvm.create_vm(word))  # type: ignore[misc]
+            if not number:
                 self.type_word = word
                 return
-        if refused is not None:
-            raise refused
+            if number != errno.EINVAL:
+                raise KvmError(number, f"KVM_CREATE_VM({word:#x}) fails on this host, so it cannot be asked")
+        raise KvmError(errno.EINVAL, "no type word from 0 to 255 makes a VM on this host, so it cannot be asked")
 
     @contextmanager
     def vm(self) -> Iterator[Vm]:

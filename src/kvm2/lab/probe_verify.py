@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import caps as cap
 from kvm2.abi import sysregs
-from kvm2.abi.caps import CAPABILITIES, name_of
+from kvm2.abi.caps import name_of
 from kvm2.softkvm import profile_registers as reg
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def agree(seen: Seen, facts: dict[str, Any]) -> None:
 
 def disagreements(seen: Seen, profile: Profile) -> Iterator[str]:
     """What the description answers otherwise, one sentence each."""
-    for number in sorted(set(CAPABILITIES.values()) - {cap.KVM_CAP_CREATE_VM2}):
+    for number in sorted((seen.caps.keys() | profile.caps.keys()) - {cap.KVM_CAP_CREATE_VM2}):
         here, there = profile.caps.get(number, 0), seen.cap(number)
         if here != there:
             yield f"{name_of(number)} answers {there}, its description {here}"

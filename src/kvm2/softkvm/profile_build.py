@@ -101,6 +101,7 @@ def _arm64(facts: Facts, common: dict[str, Any]) -> profile.Profile:
     profile_fields.check(facts, common["page_shift"])
     registers, gic = facts.registers, facts.values.get("gic", ("v3", "its"))
     fields = _fields(facts, common["page_shift"])
+    fields["stated_ipa_limit"] = _stated_ipa_limit(facts, common["page_shift"], fields)
     limits = _limits(facts, rules.max_vcpus(gic))
     answers = _answers(facts, {**common, **limits, "gic": len(gic)}, fields)
     own_only = "own-target-only" in fields["quirks"]
@@ -135,7 +136,6 @@ def _fields(facts: Facts, page_shift: int) -> dict[str, Any]:
         "fwb": reg.field_of(registers, reg.MMFR2, 40) > 0,
         "cnp": reg.field_of(registers, reg.MMFR2, 0) > 0,
         "dic": reg.field_of(registers, reg.CTR, 29, 1) > 0,
-        "stated_ipa_limit": facts.values.get("ipa_limit", 0),
         "sve_vqs": sve_vqs,
         "features": rules.features(registers, sve_vqs),
     }
@@ -146,7 +146,8 @@ def _answers(facts: Facts, host: dict[str, Any], fields: dict[str, Any]) -> dict
     known, registers = kernel(host["kernel"]), facts.registers
     given = {name: host[name] for name in ("page_shift", "cpus", "gic", "create_vm2", "max_vcpus", "max_vcpu_id")}
     given["nr_memslots"] = host["nr_memslots"]
-    given["ipa_limit"] = _ipa_limit(facts, rules.ipa_limit(fields["parange"], host["page_shift"], fields["lpa2"]))
+    rule = rules.ipa_limit(fields["parange"], host["page_shift"], fields["lpa2"])
+    given["ipa_limit"] = fields["stated_ipa_limit"] or rule
     given["features"] = sum(1 << bit for bit in fields["features"])
     stated = facts.tables["caps"]
     by_rule = known.enable_caps | ({cap.KVM_CAP_ARM_MTE} if rules.has_mte(registers) else set())
@@ -160,12 +161,13 @@ def _answers(facts: Facts, host: dict[str, Any], fields: dict[str, Any]) -> dict
     }
 
 
-def _ipa_limit(facts: Facts, rule: int) -> int:
-    """What the kernel gives of what the host has; by default all of it."""
+def _stated_ipa_limit(facts: Facts, page_shift: int, fields: dict[str, Any]) -> int:
+    """What the kernel gives of what the host has; 0: all of it."""
+    rule = rules.ipa_limit(fields["parange"], page_shift, fields["lpa2"])
     limit: int = facts.values.get("ipa_limit", rule)
     if limit > rule:
         raise facts.wrong("ipa_limit", f"{limit} bits: PARange, granule and kernel give {rule}", f"32 to {rule}")
-    return limit
+    return limit if limit < rule else 0
 
 
 def _creation_only(facts: Facts, common: dict[str, Any]) -> profile.Profile:

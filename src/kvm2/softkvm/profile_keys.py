@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvm2.abi.caps import CAPABILITIES
+from kvm2.abi.caps import CAPABILITIES, name_of
 from kvm2.softkvm import profile_registers as reg
 from kvm2.softkvm.profile_rules import GRANULES, PA_BITS
 
@@ -165,15 +165,26 @@ def _feature_id(name: str) -> int:
     return enc
 
 
+def _capability(name: str) -> int:
+    """The number of KVM_CAP_NAME; of one that a 6.12 kernel has no name for, KVM_CAP_<number>. KeyError: neither."""
+    number = CAPABILITIES.get(name)
+    if number is None:
+        digits = name.removeprefix("KVM_CAP_")
+        if digits == name or not digits.isdecimal() or name_of(int(digits)) != name:
+            raise KeyError(name)
+        number = int(digits)
+    return number
+
+
 def _capability_name(value: object) -> int:
-    if not isinstance(value, str) or value not in CAPABILITIES:
-        raise ValueError(f"{value!r} is not a KVM_CAP_ name")
-    return CAPABILITIES[value]
+    try:
+        return _capability(value if isinstance(value, str) else "")
+    except KeyError:
+        raise ValueError(f"{value!r} is not a KVM_CAP_ name") from None
 
 
 _U64 = _between(0, (1 << 64) - 1)
 _S32 = _between(-4095, (1 << 31) - 1)
-_capability = CAPABILITIES.__getitem__
 _register_table = _table(_described, _U64, "a register that tells hosts apart, by its Arm ARM name or as S3_0_C0_C7_0")
 _capability_table = _table(_capability, _S32, "a KVM_CAP_ name")
 
