@@ -29,7 +29,8 @@ _WHERE = {
     **dict.fromkeys(
         ("Exit", "Mmio", "SystemEvent", "Interrupted", "Hypercall", "Debug", "Nisv", "MemoryFault"), "kvm2.exits"
     ),
-    **dict.fromkeys(("FailEntry", "InternalError"), "kvm2.exits"),
+    **dict.fromkeys(("FailEntry", "InternalError", "Io"), "kvm2.exits"),
+    **dict.fromkeys(("Hlt", "Shutdown", "IrqWindowOpen", "SetTpr", "MsrAccess", "DebugException"), "kvm2.x86_exits"),
 }
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from kvm2.exits import Hypercall as Hypercall
     from kvm2.exits import InternalError as InternalError
     from kvm2.exits import Interrupted as Interrupted
+    from kvm2.exits import Io as Io
     from kvm2.exits import MemoryFault as MemoryFault
     from kvm2.exits import Mmio as Mmio
     from kvm2.exits import Nisv as Nisv
@@ -61,6 +63,12 @@ if TYPE_CHECKING:
     from kvm2.spec import VmSpec as VmSpec
     from kvm2.vcpu import Vcpu as Vcpu
     from kvm2.vm import Vm as Vm
+    from kvm2.x86_exits import DebugException as DebugException
+    from kvm2.x86_exits import Hlt as Hlt
+    from kvm2.x86_exits import IrqWindowOpen as IrqWindowOpen
+    from kvm2.x86_exits import MsrAccess as MsrAccess
+    from kvm2.x86_exits import SetTpr as SetTpr
+    from kvm2.x86_exits import Shutdown as Shutdown
 
 
 def __getattr__(name: str) -> Any:

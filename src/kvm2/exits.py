@@ -356,10 +356,10 @@ def decode(area: memoryview, arch: str = "arm64") -> Exit:
         io = _new(Io)
         io.port = port
         io.size = size
-        io.is_write = direction == _OUT
         io.count = count
         io._raw = raw
         io._area = area
+        io.is_write = direction == _OUT
         return io if count == 1 and at == _IO_DATA else _string_io(io, at)
     if reason == _MMIO:
         address, raw, size, is_write = _unpack_mmio(area)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from functools import partial
-from threading import get_native_id
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
 from kvm2.abi import exits as abi
@@ -48,7 +47,7 @@ class Vcpu(X86Vcpu):
         self._area = vm.backend.kvm_run(fd)
         runner = getattr(vm.backend, "runner", None)
         # A kernel has a shorter way into KVM_RUN than `ioctl`; whoever has none is called the long way.
-        self._runner = runner(fd) if runner else Runner(partial(vm.backend.ioctl, fd, KVM_RUN, 0))
+        self._runner = runner(fd) if runner else Runner(vm.backend.ioctl)
         self._arch = vm.arch
         if self._arch == "x86_64":
             from kvm2.x86_registers import X86Registers
@@ -172,9 +171,9 @@ class Vcpu(X86Vcpu):
     def run_once(self) -> Exit:
         """KVM_RUN until the next exit; KvmError where KVM refuses. Reply to a read before the next run."""
         runner = self._runner
-        runner.thread = get_native_id()
+        runner.thread = get_ident()
         try:
-            runner.enter()
+            runner.ioctl(self._fd, KVM_RUN)
         except OSError as error:
             return self._failed(error)
         finally:
@@ -201,9 +200,9 @@ class Vcpu(X86Vcpu):
         while True:
             # As in run_once: one call more for each exit would be felt.
             runner = self._runner
-            runner.thread = get_native_id()
+            runner.thread = get_ident()
             try:
-                runner.enter()
+                runner.ioctl(self._fd, KVM_RUN)
             except OSError as error:
                 exit = self._failed(error)
             else:
@@ -224,7 +223,7 @@ class Vcpu(X86Vcpu):
                 time.sleep(0.001)
         super().close()
 
-    def _refuse(self) -> int:
+    def _refuse(self, fd: int, request: int) -> int:
         raise self._closed_error()
 
     def __repr__(self) -> str:

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """A way into KVM_RUN of one vCPU: `enter()`, which raises OSError where it is refused.
+    """A way into KVM_RUN of one vCPU: `ioctl(fd, KVM_RUN)`, which raises OSError where it is refused.
 
-    Whoever calls it says before in `thread` which thread of the system does (0: nobody), so that it can be kicked.
+    Whoever calls it says before in `thread` which thread does (`get_ident`; 0: nobody), so that it can be kicked.
     `explained` turns the OSError into a KvmError with what is known.
     """
 
-    __slots__ = ("enter", "explained", "thread")
+    __slots__ = ("explained", "ioctl", "thread")
 
-    def __init__(self, enter: Callable[[], int], explained: Callable[[OSError], KvmError] | None = None) -> None:
-        self.enter = enter
+    def __init__(
+        self, ioctl: Callable[[int, int], int], explained: Callable[[OSError], KvmError] | None = None
+    ) -> None:
+        self.ioctl = ioctl
         self.explained = explained
         self.thread = 0
 

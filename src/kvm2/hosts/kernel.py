@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvm2.abi.ioctls import KVM_GET_VCPU_MMAP_SIZE, KVM_RUN
@@ -112,19 +111,19 @@ class Kernel:
         """
         runner = self._runners.get(fd)
         if runner is None:
-            # After an exit the processor's caches and predictors are cold, so each bytecode counts: a partial has none.
-            # No third argument: for a number, fcntl.ioctl tries two kinds of buffer first, which takes as long as half
-            # an exit. Handlers of Python run before it comes back: Ctrl-C arrives as KeyboardInterrupt.
-            runner = self._runners[fd] = Runner(partial(fcntl.ioctl, fd, KVM_RUN), _refused)
+            # After an exit the processor's caches and predictors are cold, so each bytecode counts. fcntl.ioctl is to
+            # be called without a third argument: for a number it tries two kinds of buffer first, which takes as long
+            # as half an exit. Handlers of Python run before it comes back: Ctrl-C arrives as KeyboardInterrupt.
+            runner = self._runners[fd] = Runner(fcntl.ioctl, _refused)
         if explained is not None:
             runner.explained = lambda error: explained(_refused(error))
         return runner
 
     def _run(self, fd: int) -> int:
         runner = self.runner(fd)
-        runner.thread = threading.get_native_id()
+        runner.thread = threading.get_ident()
         try:
-            return runner.enter()
+            return runner.ioctl(fd, KVM_RUN)
         except OSError as error:
             raise _refused(error) from None
         finally:
@@ -156,7 +155,12 @@ class Kernel:
         runner = self._runners.get(fd)
         thread = runner.thread if runner is not None else 0
         if thread:
-            self._libc.tgkill(os.getpid(), thread, self._kick_signal)
+            # Python's table has the system's number, with which nothing goes wrong where the thread has just ended. A
+            # thread that Python did not make may be missing there.
+            native = next((one.native_id for one in threading.enumerate() if one.ident == thread), None)
+            missed = native is None or self._libc.tgkill(os.getpid(), native, self._kick_signal)
+            if missed and runner is not None and runner.thread == thread:
+                signal.pthread_kill(thread, self._kick_signal)
 
     def memory_gone(self, address: int, size: int) -> None:
         """Nothing to do: the kernel's MMU notifier sees it."""

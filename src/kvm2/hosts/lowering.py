@@ -11,7 +11,7 @@ import errno
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from kvm2.abi import ioctls as io
@@ -113,7 +113,7 @@ class Lowered:
         """The kernel's own short way into KVM_RUN of a vCPU, its errors explained."""
         make = getattr(self.raw, "runner", None)
         if make is None:
-            return Runner(partial(self.ioctl, fd, io.KVM_RUN))
+            return Runner(self.ioctl)
         runner: Runner = make(fd, lambda error: self.reasons.explained(error, fd, io.KVM_RUN, 0))
         return runner
 
