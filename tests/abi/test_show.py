@@ -145,10 +145,34 @@ def test_lists_behind_a_head() -> None:
     assert show.text(out) == "{n=2, items=[regs.pc, MPIDR_EL1]}"
     msrs = Buffer(struct.pack("=IIIIQ", 1, 0, 0xC0000080, 0, 0x500))
     assert show.text(show_ioctl.before(row("KVM_SET_MSRS", "x86_64"), msrs.address, MEMORY, "x86_64")) == (
-        "{nmsrs=1, items=[{index=0xc0000080, data=1280}]}"
+        "{nmsrs=1, items=[{index=0xc0000080, data=0x500}]}"
     )
     mask = Buffer(struct.pack("=IQ", 8, 0x200))
     assert show.text(show_ioctl.before(row("KVM_SET_SIGNAL_MASK"), mask.address, MEMORY)) == "{len=8, items=[512]}"
+
+
+def test_room_is_not_shown_as_what_lies_there() -> None:
+    cpuid = row("KVM_GET_SUPPORTED_CPUID", "x86_64")
+    buffer = Buffer(struct.pack("=II", 3, 0) + struct.pack("=10I", *range(1, 11)) * 3)
+    asked = show_ioctl.before(cpuid, buffer.address, MEMORY, "x86_64")
+    assert show.text(asked) == "{nent=3}"
+    out = show_ioctl.after(cpuid, buffer.address, MEMORY, "x86_64", asked, True)
+    assert show.text(out).startswith("{nent=3, items=[{function=1, index=2, flags=")
+    ids = Buffer(struct.pack("=3Q", 2, 7, 7))
+    assert show.text(show_ioctl.before(row("KVM_GET_REG_LIST"), ids.address, MEMORY)) == "{n=2}"
+    msrs = Buffer(struct.pack("=IIIIQ", 1, 0, 16, 0, 0))
+    read = show_ioctl.before(row("KVM_GET_MSRS", "x86_64"), msrs.address, MEMORY, "x86_64")
+    assert show.text(read) == "{nmsrs=1, items=[{index=0x10, data=0}]}", "which MSRs is asked for"
+
+
+def test_structures_in_lists_are_cut_sooner() -> None:
+    assert show.text([{"a": 1}] * 9) == "[{a=1}, {a=1}, {a=1}, {a=1}, ... 5 more]"
+    assert len(show.plain([{"a": 1}] * 9)) == 9
+
+
+def test_registers_are_hexadecimal() -> None:
+    assert "rsp=0x7c00" in said(Regs(rsp=0x7C00), "x86_64") and "rip=0," in said(Regs(), "x86_64")
+    assert json.dumps(show.plain(show.fields(Regs(rsp=16)))["rsp"]) == "16"
 
 
 def test_which_way_a_payload_goes() -> None:

@@ -39,9 +39,27 @@ class Record(NamedTuple):
 
 
 Value: TypeAlias = Any
-"""int, str, bytes, Named, Record, a dict or a list of such."""
+"""int (Hex), str, bytes, Named, Record, a dict or a list of such."""
 
-MOST_ITEMS, MOST_BYTES, DECIMAL_BELOW = 16, 32, 1 << 16
+
+class Hex(int):
+    """A number that people read in hexadecimal, however small: what a register holds."""
+
+
+MOST_ITEMS, MOST_STRUCTURES, MOST_BYTES, DECIMAL_BELOW = 16, 4, 32, 1 << 16
+# Structures that hold registers.
+_REGISTERS = (
+    "kvm_regs",
+    "kvm_sregs",
+    "kvm_sregs2",
+    "kvm_segment",
+    "kvm_dtable",
+    "kvm_debugregs",
+    "kvm_xcr",
+    "kvm_msr_entry",
+    "kvm_cpuid_entry",
+    "kvm_cpuid_entry2",
+)
 
 _CONSTANT = re.compile(r"\bKVM_[A-Z0-9_]+\*?")
 _ARCH = re.compile(r"\s*(arm64|x86|s390|powerpc): ")
@@ -170,7 +188,9 @@ def _field(cls: type[Structure], f: Field, value: Any, arch: str) -> Value:
         if known and parts:
             parts[0] = known.of(parts[0])
         return parts
-    return known.of(value) if known else value
+    if known:
+        return known.of(value)
+    return Hex(value) if cls.LAYOUT.c_name in _REGISTERS else value
 
 
 def _is_text(kind: Any) -> bool:
@@ -191,7 +211,7 @@ def text(value: Value) -> str:
         case list() | tuple():
             return _list_text(value)
         case int() if not isinstance(value, bool):
-            return str(value) if value < DECIMAL_BELOW else hex(value)
+            return str(value) if value < (10 if isinstance(value, Hex) else DECIMAL_BELOW) else hex(value)
     return str(value)
 
 
@@ -208,8 +228,9 @@ def _list_text(value: list[Value] | tuple[Value, ...]) -> str:
     items = list(value)
     while items and items[-1] == 0:
         items.pop()
-    zeros, cut = len(value) - len(items), len(items) - MOST_ITEMS
-    shown = [text(one) for one in items[:MOST_ITEMS]]
+    most = MOST_STRUCTURES if items and isinstance(items[0], dict) else MOST_ITEMS
+    zeros, cut = len(value) - len(items), len(items) - most
+    shown = [text(one) for one in items[:most]]
     if cut > 0:
         shown.append(f"... {cut + zeros} more")
     elif zeros:

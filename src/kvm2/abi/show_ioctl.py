@@ -70,6 +70,8 @@ def before(row: Ioctl, arg: int, memory: Readable, arch: str = "arm64") -> Value
     if row.number in LISTS:
         return attribute_list(arg, memory, arch)
     value = _payload(row, arg, memory, arch)
+    if isinstance(value, dict) and "items" in value and _is_room(row):
+        del value["items"]
     if row.name == "KVM_SET_ONE_REG":
         return _with_register(value, arg, memory, arch)
     if row.name == "KVM_GET_ONE_REG" and isinstance(value, dict):
@@ -100,6 +102,12 @@ def _got_attribute(arg: int, memory: Readable, arch: str) -> Value:
     except KvmError:
         return unreadable(arg)
     return attribute(asked.attr, memory, arch)
+
+
+def _is_room(row: Ioctl) -> bool:
+    """Whether the count goes in as the room that there is: what lies behind the head means nothing yet."""
+    head: Any = row.payload
+    return "_GET_" in row.name and any(f.name in _COUNTS and f.doc.startswith("in: room") for f in head.LAYOUT.fields)
 
 
 def _payload(row: Ioctl, arg: int, memory: Readable, arch: str) -> Value:
@@ -148,7 +156,7 @@ def _with_register(value: Value, arg: int, memory: Readable, arch: str) -> Value
         data = memory.read(reg.addr, size)
     except KvmError:
         return {**value, "value": unreadable(reg.addr)}
-    return {**value, "value": int.from_bytes(data, "little") if size <= 8 else data}
+    return {**value, "value": show.Hex(int.from_bytes(data, "little")) if size <= 8 else data}
 
 
 def _described(arg: int, memory: Readable, arch: str) -> Value:
