@@ -208,7 +208,7 @@ def warm_modules() -> list[str]:
     found = [
         module.name
         for module in pkgutil.walk_packages(kvm2.__path__, "kvm2.", onerror=lambda name: None)
-        if not module.name.startswith(("kvm2.softkvm.cpu", "kvm2.lab.oracle", "kvm2.__main__"))
+        if not module.name.startswith(("kvm2.softkvm.cpu", "kvm2.lab.oracle", "kvm2.__main__", "kvm2.pytest_plugin"))
     ]
     return [*ALSO_IMPORTED, *found]
 
