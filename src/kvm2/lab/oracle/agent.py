@@ -154,66 +154,89 @@ def load(archive: bytes, modules: list[str], missing: list[str]) -> dict[str, ob
     return {"left_out": left_out, "failed": failed}
 
 
-def run_child(request: dict[str, object], pipes: tuple[int, int, int], others: list[int]) -> None:
-    """In the child: the entry point, with the request's arguments, environment and directory. Never comes back."""
-    code = 1
+class Child:
+    """A process that is ready and waits to be told what to run: forking takes long here, and need not be waited for."""
+
+    def __init__(self, port_fd: int) -> None:
+        pipes = {name: os.pipe() for name in ("job", "stdin", "stdout", "stderr", "status")}
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                for number, name in enumerate(("stdin", "stdout", "stderr")):
+                    os.dup2(pipes[name][min(number, 1)], number)
+                job, status = pipes["job"][0], pipes["status"][1]
+                os.close(port_fd)
+                for fd in {fd for pair in pipes.values() for fd in pair} - {job, status}:
+                    os.close(fd)  # of the others, what was imported may need some
+                child(job, status)
+            finally:
+                os._exit(1)
+        self.job, self.stdin = pipes["job"][1], pipes["stdin"][1]
+        self.stdout, self.stderr, self.status = (pipes[name][0] for name in ("stdout", "stderr", "status"))
+        for fd in (pipes["job"][0], pipes["stdin"][0], *(pipes[name][1] for name in ("stdout", "stderr", "status"))):
+            os.close(fd)
+
+    def start(self, request: dict[str, object]) -> None:
+        """Tells it what to run."""
+        with os.fdopen(self.job, "w") as file:
+            json.dump(request, file)
+
+
+def child(job: int, status: int) -> None:
+    """In the child: waits for its job, and reports how it ended before the system takes the process down."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdin = os.fdopen(0)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    with os.fdopen(job) as file:
+        request = json.load(file)
+    code = run_entry(request)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os.write(status, b"%d" % code)
+    os._exit(code & 0xFF)
+
+
+def run_entry(request: dict[str, object]) -> int:
+    """Calls the entry point with the request's arguments and environment; its exit code."""
     try:
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number, fd in enumerate(pipes):
-            os.dup2(fd, number)
-        for fd in others:
-            os.close(fd)  # of the rest, what was imported may need some
-        sys.stdin = os.fdopen(0)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         os.environ.update(request["env"])  # type: ignore[call-overload]
         sys.argv = list(request["argv"])  # type: ignore[call-overload]
         module, function = str(request["entry"]).split(":")
         result = getattr(importlib.import_module(module), function)()
-        code = result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else 0
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except BaseException:
         traceback.print_exc()
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+        return 1
 
 
 class Session:
-    """One child, and what goes between it and the port until it ends."""
+    """One child at work, and what goes between it and the port until it ends."""
 
-    def __init__(self, port: Port, request: dict[str, object]) -> None:
+    def __init__(self, port: Port, child: Child) -> None:
         self.port = port
-        pipes = [os.pipe() for _ in range(3)]
-        self.child = os.fork()
-        if self.child == 0:
-            everything = [port.fd, *(fd for pair in pipes for fd in pair)]
-            run_child(request, (pipes[0][0], pipes[1][1], pipes[2][1]), everything)
-        for fd in (pipes[0][0], pipes[1][1], pipes[2][1]):
-            os.close(fd)
-        self.stdin: int | None = pipes[0][1]
-        self.outputs = {pipes[1][0]: b"O", pipes[2][0]: b"E"}
+        self.child = child
+        self.stdin: int | None = child.stdin
+        self.outputs = {child.stdout: b"O", child.stderr: b"E"}
         self.pending = bytearray()
         self.input_ended = False
-        for fd in (self.stdin, *self.outputs):
+        for fd in (child.stdin, child.status, *self.outputs):
             os.set_blocking(fd, False)
 
     def serve(self) -> int:
         """Passes on until the child ends; its exit code, -N where signal N ended it."""
-        pidfd = os.pidfd_open(self.child)
-        ended = False
-        while not ended:
+        pidfd = os.pidfd_open(self.child.pid)
+        code = b""
+        while not code:
             poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            poll.register(self.port.fd, select.POLLIN)
-            for fd in self.outputs:
+            for fd in (pidfd, self.child.status, self.port.fd, *self.outputs):
                 poll.register(fd, select.POLLIN)
             if self.stdin is not None and self.pending:
                 poll.register(self.stdin, select.POLLOUT)
@@ -225,17 +248,28 @@ class Session:
             elif self.port.fd in ready and len(ready) == 1:
                 time.sleep(0.01)  # nobody is connected outside: poll would spin
             self._feed()
-            ended = pidfd in ready
+            if self.child.status in ready or pidfd in ready:
+                code = os.read(self.child.status, 16) or self._code_of_the_dead()
         for fd in list(self.outputs):
             while self._pass_output(fd):
                 pass
-        os.close(pidfd)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-        for fd in [*self.outputs, *([] if self.stdin is None else [self.stdin])]:
+        for fd in (pidfd, self.child.status, *self.outputs, *([] if self.stdin is None else [self.stdin])):
             os.close(fd)
-        return code
+        return int(code)
+
+    def _code_of_the_dead(self) -> bytes:
+        found = os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+        killed = found is not None and found.si_code != os.CLD_EXITED
+        return b"%d" % (0 if found is None else -found.si_status if killed else found.si_status)
+
+    def clear(self) -> None:
+        """Ends whatever the child left running, and waits for all of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+        os.waitpid(self.child.pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def _pass_output(self, fd: int) -> bool:
         try:
@@ -260,7 +294,7 @@ class Session:
             self.input_ended = self.input_ended or not data
         elif kind == b"S" and int(data) in SIGNALS:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.child, int(data))
+                os.killpg(self.child.pid, int(data))
 
     def _feed(self) -> None:
         if self.stdin is None:
@@ -278,37 +312,49 @@ class Session:
             self.stdin = None
 
 
-def run(port: Port, request: dict[str, object]) -> None:
-    """One request to start something: files in, the child, files out."""
-    for path, text in request["files"].items():  # type: ignore[attr-defined]
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(base64.b64decode(text))
-    code = Session(port, request).serve()
-    found = {}
-    for path in request["get"]:  # type: ignore[attr-defined]
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            found[path] = base64.b64encode(file.read()).decode()
-    port.reply(exit=code, files=found)
+class Agent:
+    """Answers requests. `spare` is a child that was forked before it was needed."""
 
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.spare: Child | None = None
 
-def serve(port: Port) -> None:
-    """Answers requests for ever. What arrives too late for a child that has ended is dropped."""
-    while True:
-        kind, data = port.receive()
-        if kind != b"R":
-            continue
-        revive_timers()
-        request = json.loads(data)
-        try:
-            if request["do"] == "describe":
-                port.reply(**describe())
-            elif request["do"] == "load":
-                port.reply(**load(port.receive()[1], request["modules"], request["missing"]))
-            else:
-                run(port, request)
-        except Exception:
-            port.reply(error=traceback.format_exc())
+    def serve(self) -> None:
+        """For ever. What arrives too late for a child that has ended is dropped."""
+        while True:
+            kind, data = self.port.receive()
+            if kind != b"R":
+                continue
+            revive_timers()
+            request = json.loads(data)
+            try:
+                if request["do"] == "describe":
+                    self.port.reply(**describe())
+                elif request["do"] == "load":
+                    done = load(self.port.receive()[1], request["modules"], request["missing"])
+                    self.spare = Child(self.port.fd)
+                    self.port.reply(**done)
+                else:
+                    self.run(request)
+            except Exception:
+                self.port.reply(error=traceback.format_exc())
+
+    def run(self, request: dict[str, object]) -> None:
+        """One request to start something: files in, the child, files out."""
+        for path, text in request["files"].items():  # type: ignore[attr-defined]
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(base64.b64decode(text))
+        child, self.spare = self.spare or Child(self.port.fd), None
+        child.start({name: request[name] for name in ("entry", "argv", "env")})
+        session = Session(self.port, child)
+        code = session.serve()
+        found = {}
+        for path in request["get"]:  # type: ignore[attr-defined]
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                found[path] = base64.b64encode(file.read()).decode()
+        self.port.reply(exit=code, files=found)
+        session.clear()
 
 
 def main() -> None:
@@ -318,7 +364,7 @@ def main() -> None:
         mount_all()
         os.chdir("/tmp")
         load_modules()
-        serve(Port(open_port()))
+        Agent(Port(open_port())).serve()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
