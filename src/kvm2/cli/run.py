@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,6 +86,7 @@ class Console:
     def __init__(self, live: bool) -> None:
         self._out = sys.stdout.buffer if live else None
         self._line = bytearray()
+        self._lock = threading.Lock()  # vCPUs put, the main thread ticks
         self._each = live and sys.stdout.isatty()
         self._status = sys.stderr.isatty()
         self._shown = self._silent_since_tick = False
@@ -95,12 +97,17 @@ class Console:
         self._silent_since_tick = False
         if self._out is None:
             return
-        self._line.append(byte)
-        if self._each or byte == 10 or len(self._line) > 4096:
-            self.flush()
+        with self._lock:
+            self._line.append(byte)
+            if self._each or byte == 10 or len(self._line) > 4096:
+                self._flush()
 
     def flush(self) -> None:
         """Everything so far."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
         if self._out is not None and self._line:
             self._wipe()
             self._column = 0 if self._line.endswith(b"\n") else 1
