@@ -105,3 +105,19 @@ def fake() -> FakeBackend:
 def mmio() -> Callable[..., tuple[int, bytes]]:
     """Makes an MMIO exit for `FakeBackend.play`: (address, size, data of a write or None)."""
     return _mmio
+
+
+@pytest.fixture
+def real_x86() -> Iterator[object]:
+    """This machine's /dev/kvm as a `Kvm`; skipped where it is not an x86-64 one that can be opened."""
+    import kvm2
+    from kvm2.hosts.kernel import machine_arch
+    from kvm2.hosts.real import refusal
+
+    if machine_arch() != "x86_64":
+        pytest.skip(f"needs an x86-64 /dev/kvm; this machine is {machine_arch()}")
+    why = refusal()
+    if why:
+        pytest.skip(f"needs an x86-64 /dev/kvm: {why}")
+    with kvm2.open("/dev/kvm") as kvm:
+        yield kvm
