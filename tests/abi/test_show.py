@@ -39,7 +39,7 @@ def said(structure: object, arch: str = "arm64") -> str:
         ),
         (structs.OneReg(0x6030000000100040, 1 << 40), "{id=regs.pc, addr=0x10000000000}"),
         (structs.EnableCap(168, pad=b"\1" + bytes(63)), "{cap=KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, flags=0, "
-            "args=[0 x 4], pad=01" + "00" * 31 + "... (64 bytes)}"),
+            "args=[0 x 4], pad=01 and 63 zero bytes}"),
         (structs.CreateDevice(7, 5, 1), "{type=KVM_DEV_TYPE_ARM_VGIC_V3, fd=5, flags=KVM_CREATE_DEVICE_TEST}"),
         (
             VcpuInit(5, (1 << KVM_ARM_VCPU_PSCI_0_2 | 1 << KVM_ARM_VCPU_SVE,) + (0,) * 6),

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +116,40 @@ def test_falls_back_on_a_real_kernel(program: Path) -> None:
     refused = run(program, "40")
     assert refused.returncode == 1
     assert refused.stderr == "40 bits: this host has no choice of the guest physical address size\n"
+
+
+@pytest.mark.slow
+def test_falls_back_on_a_real_arm64_kernel(tmp_path: Path) -> None:
+    """In the emulated machine of `kvm2 oracle`: the host's limit, and a word that says a size."""
+    from kvm2.lab.oracle.machine import built
+    from kvm2.lab.oracle.shapes import shape
+
+    if not built(shape("max-4k-6.12")):
+        pytest.skip("the arm64 machine is not built (kvm2 oracle build)")
+    program = tmp_path / "create_vm2"
+    compiled("aarch64-linux-gnu-gcc", "-std=gnu11", "-static", *WARNINGS, *HEADERS, SOURCE, "-o", program)
+    code = (
+        "import os, subprocess\n"
+        "os.chmod('/tmp/create_vm2', 0o755)\n"
+        "for words in ([], ['48'], ['53']):\n"
+        "    print(subprocess.run(['/tmp/create_vm2', *words]).returncode, flush=True)\n"
+    )
+    words = ("oracle", "exec", "--put", f"{program}=/tmp/create_vm2", "python", "-c", code)
+    done = subprocess.run([sys.executable, "-m", "kvm2", *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "no KVM_CREATE_VM2 here",
+        "KVM_CREATE_VM with type 0 (the host's limit is 52 bits)",
+        "a VM for up to 512 vCPUs",
+        "0",
+        "no KVM_CREATE_VM2 here",
+        "KVM_CREATE_VM with type 0x30 (the host's limit is 52 bits)",
+        "a VM for up to 512 vCPUs",
+        "0",
+        "no KVM_CREATE_VM2 here",
+        "1",
+    ]
+    assert "53 bits of guest physical addresses: this host allows 32..52" in done.stderr
 
 
 class Ran(NamedTuple):

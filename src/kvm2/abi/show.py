@@ -221,6 +221,8 @@ def _bytes_text(value: bytes) -> str:
         return f"{len(value)} zero bytes" if len(value) > 8 else value.hex()
     if len(value) <= MOST_BYTES:
         return value.hex()
+    if len(kept) <= MOST_BYTES:
+        return f"{kept.hex()} and {len(value) - len(kept)} zero bytes"
     return f"{value[:MOST_BYTES].hex()}... ({len(value)} bytes)"
 
 
