@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -100,13 +100,14 @@ def exec_(shape: str, put: tuple[str, ...], get: tuple[str, ...], words: tuple[s
     Every call starts from the same snapshot: nothing stays of an earlier one.
     """
     from kvm2.errors import EnvironmentFault
+    from kvm2.lab.oracle.bridge import writer
     from kvm2.lab.oracle.machine import open_machine
     from kvm2.lab.oracle.shapes import shape as shape_of
 
     wanted = dict(_pair(text) for text in get)
     job = _job(words, put, tuple(wanted))
     with open_machine(shape_of(shape), say) as machine:
-        finished = machine.run(job, 0, _writer(1), _writer(2))
+        finished = machine.run(job, 0, writer(1), writer(2), reader=1)
     for inside, outside in wanted.items():
         if inside in finished.files:
             Path(outside).write_bytes(finished.files[inside])
@@ -138,12 +139,6 @@ def _job(words: tuple[str, ...], put: tuple[str, ...], get: tuple[str, ...]) -> 
 def _pair(text: str) -> tuple[str, str]:
     inside, _, outside = text.partition("=")
     return inside, outside or Path(inside).name
-
-
-def _writer(fd: int) -> Any:
-    from kvm2.lab.oracle.bridge import write_all
-
-    return lambda data: write_all(fd, data)
 
 
 @command.command("record", short_help="Record what the kernel inside answers.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 
 from kvm2.errors import Kvm2Error
 from kvm2.lab.oracle.machine import Job, open_machine
@@ -42,6 +43,11 @@ def write_all(fd: int, data: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
+def writer(fd: int) -> Callable[[bytes], None]:
+    """What writes to a descriptor."""
+    return lambda data: write_all(fd, data)
+
+
 def main(name: str) -> int:
     """Serves until standard input ends, or the machine does."""
     replies = os.dup(1)
@@ -51,9 +57,7 @@ def main(name: str) -> int:
         if not setup:
             return 0
         with open_machine(shape(name), say) as machine:
-            finished = machine.run(
-                WORKER, 0, lambda data: write_all(replies, data), lambda data: write_all(2, data), first=setup
-            )
+            finished = machine.run(WORKER, 0, writer(replies), writer(2), first=setup, reader=replies)
             return finished.code
     except Kvm2Error as error:
         write_all(replies, json.dumps({"error": str(error), "kind": type(error).__name__}).encode() + b"\n")

@@ -95,8 +95,11 @@ class Link:
         request = {"do": "run", "entry": entry, "argv": list(argv), "env": dict(env)}
         self.send(b"R", json.dumps({**request, "files": contents, "get": list(get)}).encode())
 
-    def follow(self, stdin: int | None, out: Sink, err: Sink) -> Finished:
-        """Passes on what the process writes until it ends, and to it what comes from descriptor `stdin`."""
+    def follow(self, stdin: int | None, out: Sink, err: Sink, reader: int | None = None) -> Finished:
+        """Passes on what the process writes until it ends, and to it what comes from descriptor `stdin`.
+
+        BrokenPipeError as soon as nobody reads the pipe `reader` any more.
+        """
         if stdin is None:
             self.send(b"I")
         port = self._port.fileno()
@@ -106,13 +109,25 @@ class Link:
                 if kind == b"X":
                     return _finished(json.loads(data))
                 (out if kind == b"O" else err)(data)
-            ready, _, _ = select.select([port, *([] if stdin is None else [stdin])], [], [])
+            ready = _wait(port, stdin, reader)
+            if reader is not None and ready.get(reader, 0) & (select.POLLERR | select.POLLHUP):
+                raise BrokenPipeError
             if stdin is not None and stdin in ready:
                 data = os.read(stdin, CHUNK)
                 self.send(b"I", data)
                 stdin = stdin if data else None
             if port in ready:
                 self._read()
+
+
+def _wait(port: int, stdin: int | None, reader: int | None) -> dict[int, int]:
+    poll = select.poll()
+    poll.register(port, select.POLLIN)
+    if reader is not None:
+        poll.register(reader, 0)  # its end is reported all the same
+    if stdin is not None:
+        poll.register(stdin, select.POLLIN)
+    return dict(poll.poll())
 
 
 def _finished(reply: Mapping[str, Any]) -> Finished:

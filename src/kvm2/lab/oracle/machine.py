@@ -99,18 +99,20 @@ class Machine:
     ) -> None:
         self.close()
 
-    def run(self, job: Job, stdin: int | None, out: Sink, err: Sink, first: bytes = b"") -> Finished:
+    def run(
+        self, job: Job, stdin: int | None, out: Sink, err: Sink, first: bytes = b"", reader: int | None = None
+    ) -> Finished:
         """Runs a job inside. What it writes goes to `out` and `err`; it reads `first`, then from descriptor `stdin`.
 
         EnvironmentFault where the machine dies of it. A first interrupt is handed on, as on a terminal; the second one
-        is the machine's end.
+        is the machine's end. BrokenPipeError when nobody reads the pipe `reader` any more.
         """
         try:
             self.link.start(job.entry, job.argv, job.env, job.files, job.get)
             if first:
                 self.link.send(b"I", first)
             try:
-                return self.link.follow(stdin, out, err)
+                return self.link.follow(stdin, out, err, reader)
             except KeyboardInterrupt:
                 self.link.send(b"S", b"%d" % signal.SIGINT)
                 return self.link.follow(None, out, err)
