@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 
+import pytest
+
 from kvm2.errors import KvmError
+from kvm2.lab import alarm
 from kvm2.lab.alarm import Alarm
 
 
@@ -79,3 +84,33 @@ def test_a_descriptor_that_is_no_vcpu_is_left_alone() -> None:
     other = Other()
     with Alarm(other, 0, 10):
         assert other.kicked.wait(5)
+
+
+def watchers() -> int:
+    return sum(thread.name == "kvm2-alarm" for thread in threading.enumerate())
+
+
+def test_one_thread_watches_all_and_ends_when_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alarm, "IDLE_LOOKS", 1)
+    vcpus = [Vcpu() for _ in range(5)]
+    with contextlib.ExitStack() as stack:
+        for vcpu in vcpus:
+            stack.enter_context(Alarm(vcpu, 0, 10))
+        assert watchers() == 1
+        assert all(vcpu.kicked.wait(5) for vcpu in vcpus)
+    until = time.monotonic() + 5
+    while watchers() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert watchers() == 0
+    test_who_sleeps_is_woken()
+
+
+def test_an_alarm_rings_in_the_child_of_a_fork() -> None:
+    with Alarm(Vcpu(), 0, 10):
+        assert watchers() == 1
+        child = os.fork()
+        if child == 0:
+            vcpu = Vcpu()
+            with Alarm(vcpu, 0, 10):
+                os._exit(0 if vcpu.kicked.wait(5) else 1)
+        assert os.waitpid(child, 0)[1] == 0

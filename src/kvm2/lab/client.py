@@ -11,6 +11,7 @@ import ctypes
 import errno
 import mmap
 import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 from kvm2.errors import KvmError, UsageError
@@ -35,6 +36,7 @@ class Undefined(Exception):
     """A step uses a name that nothing has (its making failed, or it was closed): the step is skipped."""
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
