@@ -182,6 +182,8 @@ def test_it(kvm): pass
         ("@pytest.mark.kvm_hosts(36)\ndef test_it(kvm): pass", "36 is not a host: give names as strings"),
         ('@pytest.mark.kvm_hosts("apple-m1", but="x")\ndef test_it(kvm): pass', "without=[...], not but"),
         ('@pytest.mark.kvm_hosts("apple-m1")\ndef test_it(): pass', "takes none of the fixtures kvm_host, kvm, "),
+        ('@pytest.mark.kvm_arch("arm64")\ndef test_it(): pass', "marked kvm_arch, but it takes none of"),
+        ("@pytest.mark.kvm_vm(max_vcpus=2)\ndef test_it(kvm): pass", "it does not take the fixture kvm_vm"),
         ('@pytest.mark.kvm_arch("arm")\ndef test_it(kvm): pass', "kvm_arch takes architectures: arm64, x86_64"),
         ('@pytest.mark.kvm_arch\ndef test_it(kvm): pass', "kvm_arch takes architectures: arm64, x86_64"),
     ],

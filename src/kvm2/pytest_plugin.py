@@ -130,9 +130,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     node = metafunc.definition
     marked = node.get_closest_marker("kvm_hosts")
     # Every fixture of ours needs this one; a project may have a `kvm` of its own.
+    own = {mark.name for mark in node.own_markers}
+    if "kvm_vm" in own and "kvm_vm" not in metafunc.fixturenames:
+        raise _at(node, "marked kvm_vm, but it does not take the fixture kvm_vm")
     if "kvm_host" not in metafunc.fixturenames:
-        if any(mark.name == "kvm_hosts" for mark in node.own_markers):
-            raise _at(node, f"marked kvm_hosts, but it takes none of the fixtures {', '.join(FIXTURES)}")
+        useless = sorted(own & {"kvm_hosts", "kvm_arch"})
+        if useless:
+            raise _at(node, f"marked {', '.join(useless)}, but it takes none of the fixtures {', '.join(FIXTURES)}")
         return
     if any("kvm_host" in str(mark.args[0]).replace(",", " ").split() for mark in node.iter_markers("parametrize")):
         return  # the test says itself what kvm_host is
