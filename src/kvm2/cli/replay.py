@@ -15,7 +15,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command("replay")
 @click.argument("scenarios", type=FILE, required=False)
-@click.option("--host", help="The described host to play on. Default: the one that --expect is from.")
+@click.option(
+    "--host",
+    help="The host to play on: described, a TOML file, /dev/kvm, oracle:SHAPE. Default: the one that --expect is from.",
+)
 @click.option("--expect", type=FILE, help="Recorded answers (.jsonl, also .xz or .gz) to compare with.")
 @click.option("--untrusted", type=FILE, help="Rules of what not to believe of the records.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Play only scenarios of such names. May be repeated.")

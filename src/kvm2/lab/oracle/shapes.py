@@ -1,6 +1,6 @@
 """The machines that can be had: which emulated processor, which kernel, and what is said on its command line.
 
-The first nineteen are those whose answers are published (`tests/data/oracle/results`), under the same names.
+The first nineteen are those whose answers are published (`lab/data/results`), under the same names.
 
 >>> shape("max-16k-6.12").page, shape("a57-4k-6.1").cpu
 (16384, 'cortex-a57')
