@@ -136,7 +136,7 @@ def test_wrong_use(capsys: Capture, words: list[str], code: int, says: str) -> N
 
 def test_a_command_without_ioctls(capsys: Capture) -> None:
     assert main(["trace", "explain", "0xc"]) == 0
-    assert capsys.readouterr().err == "kvm2: no ioctl was made in this process\n"
+    assert capsys.readouterr().err.startswith("kvm2: explain made no ioctl in this process")
 
 
 def real() -> None:

@@ -10,10 +10,11 @@ import click
 def show(as_json: bool) -> None:
     """The figures of the real KVM; EnvironmentFault where it cannot be opened."""
     from kvm2.cli.render import emit, table
+    from kvm2.hosts import seen
     from kvm2.hosts.figures import capabilities, figures
     from kvm2.hosts.real import open_real
 
-    host = open_real()
+    host = open_real(between=seen)
     found, caps = figures(host), capabilities(host)
     if as_json:
         rows = [{"figure": what, "value": value, "source": source} for what, value, source in found]

@@ -56,7 +56,7 @@ def command(host: str | None, output: str | None, exits: str, as_json: bool, wor
             code = _script(Path(name), args) if name.endswith(".py") else _command([name, *args])
         report.finish(code)
     if not report.calls and code == 0:
-        print("kvm2: no ioctl was made in this process", file=sys.stderr)
+        print(f"kvm2: {name} made no ioctl in this process (replay, conform and scenarios let others)", file=sys.stderr)
     return code
 
 

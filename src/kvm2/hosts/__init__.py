@@ -30,7 +30,8 @@ def watched(wrap: Callable[[Backend], Backend]) -> Iterator[None]:
         _watchers.remove(wrap)
 
 
-def _seen(backend: B) -> B:
+def seen(backend: B) -> B:
+    """A backend as those who watch want it; itself where nobody does."""
     for wrap in _watchers:
         backend = cast("B", wrap(backend))  # a wrapper has everything that it wraps has
     return backend
@@ -48,10 +49,10 @@ def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
             raise UsageError("--working-caps is about the software KVM; a real one executes what it announces")
         from kvm2.hosts.real import open_real
 
-        return _seen(open_real(between=_seen))
+        return seen(open_real(between=seen))
     from kvm2.hosts.soft import open_soft
 
-    return _seen(open_soft(host, working_caps))
+    return seen(open_soft(host, working_caps))
 
 
 def host_names() -> list[str]:

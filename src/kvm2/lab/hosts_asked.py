@@ -21,10 +21,9 @@ def probed_of(host: str, name: str | None = None, *, guests: bool = True, mainli
         return probe_real(guests=guests, mainline=mainline, name=name)
     if mainline:
         raise UsageError("--mainline is about the KVM of this machine; a described host says itself what it has")
-    from kvm2.hosts.soft import open_soft
+    from kvm2.hosts import backend_of
 
-    backend = open_soft(host)
-    return probe(backend, name or called(host), guests=guests)
+    return probe(backend_of(host), name or called(host), guests=guests)
 
 
 def called(host: str) -> str:

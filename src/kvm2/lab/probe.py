@@ -88,6 +88,7 @@ def probe_real(
     """
     from kvm2.abi.vm2 import KVM_CAP_CREATE_VM2
     from kvm2.errors import EnvironmentFault
+    from kvm2.hosts import seen
     from kvm2.hosts.kernel import Kernel
     from kvm2.hosts.real import open_real, refusal
 
@@ -96,7 +97,7 @@ def probe_real(
         raise EnvironmentFault(why)
     offered = 0
     if not mainline:
-        with Kvm(open_real(device), device) as lowered:
+        with Kvm(seen(open_real(device, seen)), device) as lowered:
             offered = lowered.check_extension(KVM_CAP_CREATE_VM2)
     uname = platform.uname()
     arch = _MACHINES.get(uname.machine, "")
@@ -105,7 +106,7 @@ def probe_real(
     shift = (os.sysconf("SC_PAGE_SIZE")).bit_length() - 1
     system = f"{uname.system} {uname.release} ({uname.version}) on {uname.machine}, {device}"
     called = name or uname.node.partition(".")[0] or "this-machine"
-    return _probe(Kernel(device), called, Seen(arch, shift, system, create_vm2=offered), guests)
+    return _probe(seen(Kernel(device)), called, Seen(arch, shift, system, create_vm2=offered), guests)
 
 
 def probe(backend: Backend, name: str, *, guests: bool = True) -> Probed:
