@@ -16,6 +16,8 @@ from kvm2.lab.scenarios import Scenario
 
 # A scenario that takes longer than this hangs: none of the published ones takes a tenth of it.
 HANG_SECONDS = 120.0
+# Before its first answer a worker may have to build the machine that it plays in.
+START_SECONDS = 900.0
 
 
 class _Worker:
@@ -46,9 +48,10 @@ class _Worker:
         """What the scenario gave; no answers at all, and a fault, where the worker died of it."""
         if self._ended:
             raise UsageError("the pool is closed")
+        allowed = HANG_SECONDS if self._process else START_SECONDS
         process = self._process or self._start()
         assert process.stdout is not None
-        timer = threading.Timer(HANG_SECONDS, process.kill)
+        timer = threading.Timer(allowed, process.kill)
         timer.daemon = True  # an interrupt may arrive before anybody can cancel it
         try:
             timer.start()
