@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 from kvm2.abi import caps as cap
 from kvm2.abi import onereg
 from kvm2.abi import sysregs as sr
+from kvm2.errors import KvmError
 from kvm2.softkvm import profile_rules as rules
+from kvm2.softkvm.limits import limits_of
 from kvm2.softkvm.profile import Profile
+from kvm2.softkvm.typeword import word_of
 from kvm2.softkvm.vm import Vm
 from kvm2.softkvm.vmconfig import VmConfig
 
@@ -35,6 +39,7 @@ def facts(host: Profile) -> dict[str, Any]:
     found["mode"] = "vhe" if host.mode == "hvhe" else host.mode
     if host.arch != "arm64":
         return found
+    found["type_word"] = _type_words(host)
     found["quirks"] = host.quirks - _untold(host)
     if "own-target-only" in _untold(host):
         found |= {"targets": (), "preferred_target": 0}
@@ -63,6 +68,15 @@ def _registers(host: Profile) -> dict[int, int]:
     if sr.PMCEID0_EL0 in found:
         found[sr.PMCEID0_EL0] |= CHAIN
     return {enc: value for enc, value in found.items() if value}
+
+
+def _type_words(host: Profile) -> dict[int, int]:
+    """Which words KVM_CREATE_VM takes, and the IPA size that each gives; a list's address counts as size 0."""
+    word, limits, found = word_of(host.type_word), limits_of(host), {}
+    for value in (*range(0x120), 4096, 1 << 31, 1 << 31 | 40):
+        with suppress(KvmError):
+            found[value] = 0 if word.is_pointer(value) else word.decode(value, limits)[0]
+    return found
 
 
 def _untold(host: Profile) -> set[str]:

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 @working_caps_option
 @spec_options
 @click.option("--dry-run", is_flag=True, help="Check everything, create nothing (attribute DRY_RUN).")
+@click.option("--on", "hosts", metavar="HOST,...", help="Ask each of these hosts, and show who takes the VM.")
 @json_option
-def command(host: str | None, working_caps: bool, dry_run: bool, as_json: bool, **wanted: Any) -> None:
+def command(
+    host: str | None, working_caps: bool, dry_run: bool, hosts: str | None, as_json: bool, **wanted: Any
+) -> None:
     """Create a VM on a host through KVM_CREATE_VM2 and show what it got; where the host refuses, every finding.
 
     Without --ipa-bits the VM asks for nothing and gets the kernel's default, 40 bits. 'auto' is the smallest size that
@@ -39,6 +42,10 @@ def command(host: str | None, working_caps: bool, dry_run: bool, as_json: bool, 
     call = call_of(wanted, spec)
     if dry_run and call != "KVM_CREATE_VM2":
         raise UsageError(f"--dry-run is an attribute of KVM_CREATE_VM2; {call} has no such thing")
+    if hosts is not None:
+        from kvm2.cli.create_on import create_on
+
+        return create_on(hosts, spec, call, wanted, dry_run=dry_run, as_json=as_json)
     with open_host(chosen_host(host), working_caps=working_caps) as kvm:
         shown = {"host": kvm.name, "call": call, "dry_run": dry_run, "asked": _asked(kvm, spec, call, wanted)}
         if dry_run:
@@ -50,6 +57,7 @@ def command(host: str | None, working_caps: bool, dry_run: bool, as_json: bool, 
         emit("create", shown)
     else:
         _show(shown)
+    return None
 
 
 def _asked(kvm: Kvm, spec: VmSpec, call: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "oracle": "A live arm64 kernel in an emulated machine, with kvm2 inside.",
     "shell": "A Python prompt with kvm, vm and vcpu made.",
     "probe": "Record a host, this machine or another, as a described one.",
+    "compare": "What differs between hosts, and the largest VM valid on all.",
     "completion": "Print the completion script of a shell.",
 }
 

@@ -88,11 +88,17 @@ def _fixed_id_registers(seen: Seen, scratch: Scratch, features: tuple[int, ...])
 
 
 def _lower_values(seen: Seen) -> Iterator[tuple[int, int]]:
-    """(register, a value with one field one lower), only fields for which lower is less."""
-    for number in _LOWERED:
+    """(register, a value with one field one lower), only fields for which lower is less, and where the kernel says so
+    only those that can be written; the usual registers first."""
+    masks = seen.writable_masks
+    for number in dict.fromkeys((*_LOWERED, *masks)):
+        # Without AArch32 its registers take any value, and ignore it; CSV2 and CSV3 could be lowered before 6.7 too.
+        if rules.is_aarch32_id(number) or number == sysregs.ID_AA64PFR0_EL1:
+            continue
         value = seen.registers.get(number, 0)
         for field in fields(number) or ():
-            if field.rule == "lower" and field.value(value) > 0:
+            writable = not masks or not field.mask & ~masks.get(number, 0)
+            if writable and field.rule == "lower" and field.value(value) > 0:
                 yield number, value - (1 << field.lsb)
 
 
