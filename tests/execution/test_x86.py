@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -355,3 +356,11 @@ def test_nothing_is_left_after_200_cycles(real_x86):
 @pytest.mark.slow
 def test_nothing_is_left_after_10000_cycles(real_x86):
     _leak(real_x86, 10_000)
+
+
+def test_the_example_of_the_documentation(real_x86, capsys):
+    """docs/python.md cannot run it everywhere, so it is a block that test_docs.py leaves alone."""
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    example = text.partition("```py\n")[2].partition("```")[0]
+    exec(compile(example, "docs/python.md", "exec"), {})
+    assert capsys.readouterr().out == "0x10 b'B'\n"
