@@ -40,5 +40,5 @@ def test_every_shape_has_a_kernel_and_scenarios() -> None:
 
 
 def test_a_name_that_is_wrong() -> None:
-    with pytest.raises(HostError, match="did you mean max-16k-6.12"):
+    with pytest.raises(HostError, match=r"did you mean max-16k-6\.12"):
         shapes.shape("max-16k-6.13")

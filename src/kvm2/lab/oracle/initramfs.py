@@ -7,6 +7,7 @@ the machine to boot again.
 from __future__ import annotations
 
 import io
+import lzma
 import marshal
 import re
 import subprocess
@@ -35,8 +36,8 @@ UNWANTED = re.compile(
 WANTED = re.compile(rf"{STDLIB}|{LIBRARIES}[^/]*\.so[^/]*$|usr/lib/ld-linux-aarch64\.so\.1$|usr/bin/python3\.11$")
 # The C library's rarer parts.
 LEFT_OUT = re.compile(rf"{LIBRARIES}(libnss_|libnsl|libthread_db|libmemusage|libpcprofile|libc_malloc|libBrokenLocale)")
-# Kernels that have virtio as modules: in this order they can be loaded.
-MODULES = ("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_console")
+# What the port needs; kernels that have it built in have no such modules.
+WANTED_MODULES = ("virtio_pci", "virtio_console")
 
 
 def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
@@ -56,17 +57,33 @@ def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
 
 
 def kernel_image(package: Path) -> tuple[bytes, dict[str, bytes]]:
-    """The kernel of a package, and the modules of it that the port needs (none where they are built in)."""
+    """The kernel of a package, and the modules of it that the port needs, in the order in which they can be loaded."""
     image, modules = b"", {}
     for path, _, data in members(package):
-        name = path.rpartition("/")[2]
+        found = re.search(r"/([^/]+)\.ko(\.xz)?$", path)
         if path.startswith("boot/vmlinuz-"):
             image = data
-        elif name.endswith(".ko") and name[:-3].replace("-", "_") in MODULES:
-            modules[name[:-3].replace("-", "_")] = data
+        elif found:
+            modules[found[1].replace("-", "_")] = data
     if not image:
         raise EnvironmentFault(f"{package}: there is no kernel in it")
-    return image, modules
+    ordered: dict[str, bytes] = {}
+    for name in WANTED_MODULES:
+        _add_module(name, modules, ordered)
+    return image, ordered
+
+
+def _add_module(name: str, modules: dict[str, bytes], ordered: dict[str, bytes]) -> None:
+    """Adds a module after those that it depends on, by its own account (`modinfo`)."""
+    if name in ordered or name not in modules:
+        return
+    data = modules[name]
+    if data.startswith(b"\xfd7zXZ"):
+        data = lzma.decompress(data)
+    depends = re.search(rb"\0depends=([^\0]*)\0", data)
+    for other in depends[1].decode().split(",") if depends else ():
+        _add_module(other.replace("-", "_"), modules, ordered)
+    ordered[name] = data
 
 
 @cache
@@ -91,11 +108,11 @@ def _python_tree(packages: tuple[Path, ...]) -> Tree:
 
 
 def base(packages: Iterable[Path], agent: bytes, modules: dict[str, bytes]) -> bytes:
-    """The archive: Python, the agent as /init, and kernel modules in the order in which they are to be loaded."""
+    """The archive: Python, the agent as /init, and kernel modules in the order in which they can be loaded."""
     tree = Tree(dict(_python_tree(tuple(packages)).entries))
     tree.file("init", b"#!/usr/bin/python3.11 -IS\n" + agent, 0o755)
-    for number, name in enumerate(name for name in MODULES if name in modules):
-        tree.file(f"modules/{number}-{name}.ko", modules[name])
+    for number, name in enumerate(modules):
+        tree.file(f"modules/{number:02}-{name}.ko", modules[name])
     check_libraries(tree)
     return tree.pack()
 
