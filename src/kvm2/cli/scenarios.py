@@ -20,7 +20,7 @@ def command() -> None:
     """The catalogue of users' pains: list it, show one, play them."""
 
 
-@command.command("list")
+@command.command("list", short_help="List the entries.")
 @json_option
 def list_(as_json: bool) -> None:
     """List the entries: what each is about, where, and how many issues tell of it."""
@@ -41,7 +41,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [pain.name for pain in pains() if pain.name.startswith(incomplete)]
 
 
-@command.command("show")
+@command.command("show", short_help="Show one entry: story, issues, steps, expected answers.")
 @click.argument("name", shell_complete=_complete)
 @json_option
 def show(name: str, as_json: bool) -> None:
@@ -66,7 +66,7 @@ def show(name: str, as_json: bool) -> None:
         click.echo(f"  {_step(step)}\n      -> {_expected(step.get('expect', 'ok'))}")
 
 
-@command.command("run")
+@command.command("run", short_help="Play entries, on their hosts or on any other.")
 @click.argument("names", nargs=-1, shell_complete=_complete)
 @click.option("--host", metavar="H", help="Play them on this host: a described one, a TOML file, /dev/kvm, "
               "oracle:SHAPE. Default: on the hosts that each is about.")  # fmt: skip
