@@ -173,26 +173,27 @@ def test_it(kvm): pass
     assert "for arm64, s390x only; x86-64 is x86_64" in done.text
 
 
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        ('@pytest.mark.kvm_hosts("aple-m1")\ndef test_it(kvm): 1', "host 'aple-m1': did you mean apple-m1,"),
-        ('@pytest.mark.kvm_hosts("max-5k*")\ndef test_it(kvm): 1', "host fits 'max-5k*': did you mean max-4k"),
-        ('@pytest.mark.kvm_hosts("./no.toml")\ndef test_it(kvm): pass', "no.toml"),
-        ("@pytest.mark.kvm_hosts(36)\ndef test_it(kvm): pass", "36 is not a host: give names as strings"),
-        ('@pytest.mark.kvm_hosts("apple-m1", but="x")\ndef test_it(kvm): pass', "without=[...], not but"),
-        ('@pytest.mark.kvm_hosts("apple-m1")\ndef test_it(): pass', "takes none of the fixtures kvm_host, kvm, "),
-        ('@pytest.mark.kvm_arch("arm64")\ndef test_it(): pass', "marked kvm_arch, but it takes none of"),
-        ("@pytest.mark.kvm_vm(max_vcpus=2)\ndef test_it(kvm): pass", "it does not take the fixture kvm_vm"),
-        ('@pytest.mark.kvm_arch("arm")\ndef test_it(kvm): pass', "kvm_arch takes architectures: arm64, x86_64"),
-        ('@pytest.mark.kvm_arch\ndef test_it(kvm): pass', "kvm_arch takes architectures: arm64, x86_64"),
-    ],
-)  # fmt: skip
-def test_wrong_use_is_a_collection_error(pytester_run: Run, source: str, says: str) -> None:
-    done = pytester_run(source)
-    assert done.code == 2 and not done.outcomes
-    assert "ERROR collecting test_it.py" in done.text and "test_it.py::test_it: " in done.text
-    assert says in done.text
+WRONG = [
+    ('@pytest.mark.kvm_hosts("aple-m1")\ndef test_it(kvm): 1', "host 'aple-m1': did you mean apple-m1,"),
+    ('@pytest.mark.kvm_hosts("max-5k*")\ndef test_it(kvm): 1', "host fits 'max-5k*': did you mean max-4k"),
+    ('@pytest.mark.kvm_hosts("./no.toml")\ndef test_it(kvm): 1', "no.toml"),
+    ("@pytest.mark.kvm_hosts(36)\ndef test_it(kvm): 1", "36 is not a host: give names as strings"),
+    ('@pytest.mark.kvm_hosts("apple-m1", but="x")\ndef test_it(kvm): 1', "without=[...], not but"),
+    ('@pytest.mark.kvm_hosts("apple-m1")\ndef test_it(): 1', "takes none of the fixtures kvm_host, kvm, "),
+    ('@pytest.mark.kvm_arch("arm64")\ndef test_it(): 1', "marked kvm_arch, but it takes none of"),
+    ("@pytest.mark.kvm_vm(max_vcpus=2)\ndef test_it(kvm): 1", "it does not take the fixture kvm_vm"),
+    ('@pytest.mark.kvm_arch("arm")\ndef test_it(kvm): 1', "kvm_arch takes architectures: arm64, x86_64"),
+    ("@pytest.mark.kvm_arch\ndef test_it(kvm): 1", "kvm_arch takes architectures: arm64, x86_64"),
+]
+
+
+def test_wrong_use_is_a_collection_error(pytester_run: Run) -> None:
+    files = {f"test_{number}.py": "import pytest\n" + source for number, (source, _) in enumerate(WRONG)}
+    done = pytester_run("def test_right(kvm): pass", **files)
+    assert done.code == 2 and not done.outcomes and f"{len(WRONG)} errors" in done.text
+    for number, (_, says) in enumerate(WRONG):
+        said = done.text.partition(f"ERROR collecting test_{number}.py ")[2].splitlines()[1]
+        assert said.startswith(f"test_{number}.py::test_it: ") and says in said
     assert "Traceback" not in done.text and "pytest_plugin.py" not in done.text
 
 

@@ -242,6 +242,12 @@ def test_no_errno_is_missing() -> None:
             client.door.ioctl(client.kvm, ioctls.KVM_CREATE_VM2_FIXED, client.place(bytes(data)))
         except KvmError as error:
             seen["KVM_CREATE_VM2_FIXED"].add(error.errno or 0)
+    for kind in range(12):
+        for room in range(0, 90, 4):
+            try:
+                get(kind, room)()
+            except KvmError as error:
+                seen["KVM_VM2_GET_ATTR"].add(error.errno or 0)
     for name, found in seen.items():
         assert found <= listed[name], (name, {errno.errorcode[one] for one in found - listed[name]})
     assert all(len(seen[name]) >= 3 for name in ("KVM_CREATE_VM2", "KVM_CREATE_VM2_FIXED", "KVM_VM2_COMMIT"))
