@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +61,36 @@ def test_an_interrupt_prints_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "cortex-a53-4k against recorded:cortex-a53-4k: 1 scenarios, 9 steps: 9 equal" in done.output
     assert len(record.read_text().splitlines()) == 2
     assert main(["conform", "--host", "cortex-a53-4k", "--only", "sys/api", "--json"]) == 130
+
+
+def test_files_that_cannot_be_written_are_refused_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conform, "run", lambda *args: pytest.fail("something was played"))
+    words = ["conform", "--host", "cortex-a53-4k", "--only", "sys/api"]
+    assert main([*words, "--html", str(tmp_path / "absent" / "r.html")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert main([*words, "--record", str(tmp_path)]) == 2
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main([*words, "--record", str(tmp_path / "r.jsonl")]) == 2
+    assert "no permission" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_played(tmp_path: Path) -> None:
+    """SIGINT while scenarios are played: the report and the files of what there is, and exit code 130."""
+    record = tmp_path / "r.jsonl"
+    words = ["conform", "--host", "max-4k-6.12", "--only", "run/*", "--patience", "1500", "--record", str(record)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvm2", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(3)  # some of them wait for as long as was recorded: all take a multiple of it
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert "max-4k-6.12 against recorded:max-4k-6.12: " in out
+    assert record.read_text().startswith('{"host": "max-4k-6.12", ')

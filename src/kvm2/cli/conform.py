@@ -42,12 +42,13 @@ def command(
 
     Exit code 0 when every difference has a name in the differences file, 1 otherwise.
     """
+    from kvm2.cli.verdicts import check_writable, write_answers
     from kvm2.lab.conform import Conform, Wanted
 
+    check_writable(html, record)
     prepared = Conform(Wanted(host, against, only, skip, everything, patience, jobs))
     done, interrupted = _run(prepared)
-    if record is not None:
-        record.write_text("".join(line + "\n" for line in done.report.record_lines()))
+    write_answers(done.report, record)
     if html is not None:
         from kvm2.lab.conform_html import page
 

@@ -49,6 +49,7 @@ def command(
     Without --expect the answers are printed, a line of JSON for each scenario. Exit code 1 when a step differs in a way
     that no entry of the differences file names.
     """
+    from kvm2.cli.verdicts import check_writable
     from kvm2.errors import UsageError
 
     if (scenarios is None) == (stage2 is None):
@@ -56,6 +57,7 @@ def command(
     if stage2 is not None:
         return _stage2(stage2, host, as_json)
     assert scenarios is not None
+    check_writable(record)
     plan = _plan(scenarios, host, expect, untrusted, only, skip, guests, patience, jobs)
     try:
         report = _play(plan, record)
@@ -113,6 +115,7 @@ def _plan(
 def _play(plan: Plan, record: Path | None) -> Report:
     """Plays; what was played until an interrupt is recorded too."""
     from kvm2.cli.progress import Progress
+    from kvm2.cli.verdicts import write_answers
     from kvm2.lab.replay import Report, replay
 
     interrupted = False
@@ -123,8 +126,7 @@ def _play(plan: Plan, record: Path | None) -> Report:
         if not interrupt.args or not isinstance(interrupt.args[0], Report):
             raise
         report, interrupted = interrupt.args[0], True
-    if record is not None:
-        record.write_text("".join(line + "\n" for line in report.record_lines()))
+    write_answers(report, record)
     if interrupted:
         raise Interrupted(report)
     return report

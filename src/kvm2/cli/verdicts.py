@@ -7,8 +7,34 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kvm2.lab.compare import Difference
     from kvm2.lab.replay import Report
+
+
+def check_writable(*paths: Path | None) -> None:
+    """UsageError where a file could not be written: said before anything is played, not after."""
+    import os
+
+    from kvm2.errors import UsageError
+
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory: give the name of a file")
+        existing = path if path.exists() else path.parent
+        if not existing.exists():
+            raise UsageError(f"{path}: there is no directory {path.parent}")
+        if not os.access(existing, os.W_OK):
+            raise UsageError(f"{path}: cannot be written: no permission")
+
+
+def write_answers(report: Report, path: Path | None) -> None:
+    """The answers of a report into a file of answers, where one is wanted."""
+    if path is not None:
+        path.write_text("".join(line + "\n" for line in report.record_lines()))
 
 
 def show_differences(report: Report, other: str = "recorded") -> None:

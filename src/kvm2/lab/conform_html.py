@@ -46,7 +46,7 @@ svg .equal { fill: var(--equal); } svg .named { fill: var(--named); } svg .diffe
 svg .mark { stroke: var(--paper); stroke-width: 2; }
 .wide { overflow-x: auto; } .wide th { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); }
+th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
 td.n { font-variant-numeric: tabular-nums; }
 code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .5rem .8rem;
@@ -115,7 +115,7 @@ def _matrix(verdicts: Sequence[Verdict]) -> Iterator[str]:
     for state, text in STATES.items():
         legend.append(f'<rect class="{state}" x="{x}" y="{y + 6}" width="12" height="12" rx="3"/>')
         legend.append(f'<text x="{x + 17}" y="{y + 16}">{text}</text>')
-        x += 57 if state == "equal" else 146
+        x += 52 if state == "equal" else 158
     width = LABEL + PER_ROW * pitch
     yield "<h2>Scenarios, by group</h2>"
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 24}" role="img">'
