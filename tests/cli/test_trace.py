@@ -178,3 +178,24 @@ def test_a_real_kernels_guest(capsys: Capture, tmp_path: Path) -> None:
     assert "vcpu#1.0 KVM_RUN() = 0 => KVM_EXIT_HLT <" in err
     assert main(["trace", str(script)]) == 0
     assert "vcpu#1.0 KVM_RUN x 2 => KVM_EXIT_IO out 0x3f8/1, KVM_EXIT_HLT <" in capsys.readouterr().err
+
+
+def test_a_negotiated_vm_of_a_real_kernel_keeps_its_name(capsys: Capture, tmp_path: Path) -> None:
+    real()
+    script = tmp_path / "negotiate.py"
+    script.write_text(
+        "import kvm2\n"
+        "from kvm2.abi.vm2 import MaxVcpus\n"
+        "with kvm2.open('/dev/kvm') as kvm, kvm.create_vm2(negotiate=True) as vm:\n"
+        "    vm.commit([MaxVcpus(max_vcpus=2)])\n"
+        "    vm.create_vcpu(1).close()\n"
+    )
+    assert main(["trace", str(script)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    made = next(line for line in lines if " KVM_CREATE_VM2(" in line)
+    assert made.startswith("kvm#1 ") and ") = vm#1 <" in made
+    commit = next(i for i, line in enumerate(lines) if line.startswith("vm#1 KVM_VM2_COMMIT([MAX_VCPUS{max_vcpus=2}"))
+    below = [line for line in lines[commit + 1 :] if line.startswith("    ")]
+    assert any(" KVM_CREATE_VM(0) = vm#2 <" in line for line in below)
+    assert any(line.startswith("    vm#2 dup2() = vm#1 <") for line in below)
+    assert any(line.startswith("vm#1 KVM_CREATE_VCPU(1) = vcpu#1.1 <") for line in lines)
