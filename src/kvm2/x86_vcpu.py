@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from kvm2.abi import caps
 from kvm2.abi import exits as abi
 from kvm2.errors import UsageError
 from kvm2.handle import Buffer, DeviceAttributes, checked_word
@@ -104,7 +103,7 @@ class X86Vcpu(DeviceAttributes, X86Calls):
 
     def _xsave_size(self) -> int:
         self._only_on("x86_64", "KVM_GET_XSAVE")
-        return max(self.vm.check_extension(caps.KVM_CAP_XSAVE2), row_of("KVM_GET_XSAVE").size)
+        return max(self.vm.check_extension("XSAVE2"), row_of("KVM_GET_XSAVE").size)
 
     # -- CPUID and MSRs
 
