@@ -87,9 +87,9 @@ def _show(names: list[str], rows: Sequence[Any], common: Common, safe: Sequence[
 def _show_migration(safe: Sequence[Safe]) -> None:
     given = [one for one in safe if one.give]
     print(f"\nFor migration, ID registers to be given a common value: {len(given)} (--json lists them).")
-    stays = [f"{one.name} {bits:#x} on {host}" for one in safe for host, bits in one.stays.items()]
-    if stays:
-        print(f"Bits that the kernels let nobody change, and guests see: {'; '.join(stays)}")
+    for host in dict.fromkeys(host for one in safe for host in one.stays):
+        stays = [name for one in safe for name in one.fields_that_stay(host)]
+        print(f"{host} lets nobody change these, and guests see them: {', '.join(stays)}")
     fixed = [one.name for one in safe if one.conflicts]
     if fixed:
         print(f"Registers that differ and are each host's own: {', '.join(fixed)}")

@@ -32,6 +32,7 @@ def command(
     It makes scratch VMs, runs a guest of a few instructions, and leaves nothing behind. The file that --save writes
     can be given as --host everywhere. What could not be found out is said on stderr and in the file.
     """
+    from kvm2.hosts import is_real
     from kvm2.lab.hosts_asked import probed_of
     from kvm2.lab.probe import save as write
 
@@ -40,7 +41,8 @@ def command(
         from kvm2.errors import UsageError
 
         raise UsageError(f"{path} is there already: give another name, or --force")
-    print(f"kvm2: asking {host} ...", file=sys.stderr)
+    if is_real(host):
+        print(f"kvm2: asking {host} ...", file=sys.stderr)
     probed = probed_of(host, name or (path.stem if path else None), guests=not no_guests, mainline=mainline)
     for note in probed.notes:
         print(f"kvm2: {note}", file=sys.stderr)

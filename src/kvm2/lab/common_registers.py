@@ -7,10 +7,9 @@ fields must be equal. Registers without such rules (MIDR_EL1) are a conflict whe
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvm2.abi import onereg, sysregs
+from kvm2.abi import onereg, sysreg_fields, sysregs
 from kvm2.errors import KvmError
 from kvm2.softkvm.profile_rules import EL1_32BIT, POWER_OFF
 from kvm2.softkvm.sysregs_fields import fields, known_bits
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from kvm2.softkvm.profile import Profile
     from kvm2.softkvm.sysregs_fields import Field
+    from kvm2.vcpu import Vcpu
 
 
 class Safe(NamedTuple):
@@ -36,6 +36,16 @@ class Safe(NamedTuple):
     give: dict[str, int]
     stays: dict[str, int]
     conflicts: tuple[str, ...]
+
+    def fields_that_stay(self, host: str) -> list[str]:
+        """The names of the fields in `stays` of a host; bits of no field as a number."""
+        bits, found = self.stays.get(host, 0), []
+        if self.name in sysreg_fields.REGISTERS:
+            for field in sysreg_fields.fields(self.name):
+                if field.mask & bits:
+                    found.append(f"{self.name}.{field.name}")
+                    bits &= ~field.mask
+        return [*found, f"{self.name} bits {bits:#x}"] if bits else found
 
     @property
     def changed(self) -> bool:
@@ -56,20 +66,26 @@ def safe_registers(hosts: Sequence[Profile]) -> list[Safe]:
     if any(host.arch != "arm64" for host in hosts):
         return []
     encodings = sorted({enc for host in hosts for enc in host.registers if enc not in _NOT_MIGRATED})
-    safe = {enc: _safe(enc, [host.registers.get(enc, 0) for host in hosts]) for enc in encodings}
+    safe = {enc: _safe(enc, [_shown(host, enc) for host in hosts]) for enc in encodings}
     wanted = {enc: value for enc, (value, conflicts) in safe.items() if not conflicts and fields(enc) is not None}
     given = {host.name: _give(host, hosts, wanted) for host in hosts}
     return [
         Safe(
             sysregs.name_of(enc),
             value,
-            tuple(host.registers.get(enc, 0) for host in hosts),
+            tuple(_shown(host, enc) for host in hosts),
             {name: one[enc][0] for name, one in given.items() if enc in one and one[enc][0] != one[enc][1]},
             {name: one[enc][0] ^ value for name, one in given.items() if enc in one and one[enc][0] != value},
             conflicts,
         )
         for enc, (value, conflicts) in safe.items()
     ]
+
+
+def _shown(host: Profile, enc: int) -> int:
+    """A register as vCPUs see it: of an ID register no more than the kernel knows."""
+    value = host.registers.get(enc, 0)
+    return value & known_bits(enc) if enc in sysregs.ID_SPACE else value
 
 
 def _safe(enc: int, values: Sequence[int]) -> tuple[int, tuple[str, ...]]:
@@ -113,9 +129,26 @@ def _give(host: Profile, hosts: Sequence[Profile], wanted: dict[int, int]) -> di
             has = vcpu.get_reg(reg_id)
             assert isinstance(has, int)
             writable = sum(field.mask for field in fields(enc) or () if not field.mask & ~mask)
-            with suppress(KvmError):  # what stays of it is read back
-                vcpu.set_reg(reg_id, has & ~writable | value & writable)
+            if not _set(vcpu, reg_id, has & ~writable | value & writable):
+                _set_by_field(vcpu, enc, value, writable)
             now = vcpu.get_reg(reg_id)
             assert isinstance(now, int)
             found[enc] = now, has
     return found
+
+
+def _set(vcpu: Vcpu, reg_id: int, value: int) -> bool:
+    try:
+        vcpu.set_reg(reg_id, value)
+    except KvmError:
+        return False
+    return True
+
+
+def _set_by_field(vcpu: Vcpu, enc: int, value: int, writable: int) -> None:
+    """Where a kernel refuses the whole: as many fields as it takes."""
+    for field in fields(enc) or ():
+        has = vcpu.get_reg(onereg.sysreg(enc))
+        assert isinstance(has, int)
+        if field.mask & writable and (has ^ value) & field.mask:
+            _set(vcpu, onereg.sysreg(enc), has & ~field.mask | value & field.mask)

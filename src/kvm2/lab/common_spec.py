@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvm2.abi.vm2 import KVM_CREATE_VM2_LIST
+from kvm2.abi.vm2 import KVM_CREATE_VM2_LIST, Vm2AttrInfo
 from kvm2.errors import KvmError, UsageError
 from kvm2.names import FEATURES
 from kvm2.softkvm import sve
 from kvm2.softkvm.limits import GRANULE_NAMES, limits_of
 from kvm2.softkvm.typeword import word_of
-from kvm2.spec import VmSpec
+from kvm2.spec import LARGEST_VQ, VmSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ def _sve(found: Common, hosts: Sequence[Profile]) -> None:
     """A VM's lengths are the host's own up to a maximum: the largest up to which all hosts have the same."""
     without = [host.name for host in hosts if not host.sve_vqs]
     if without:
-        found.values["sve"], found.reasons["sve"] = 0, f"{', '.join(without)} has no SVE"
+        found.values["sve"], found.reasons["sve"] = 0, f"without SVE: {', '.join(without)}"
         return
     tops = set.intersection(*(set(host.sve_vqs) for host in hosts))
     same = [top for top in tops if len({sve.bitmap(host.sve_vqs, top) for host in hosts}) == 1]
@@ -131,7 +131,7 @@ def _sve(found: Common, hosts: Sequence[Profile]) -> None:
         return
     has = ", ".join(host.name for host in hosts if odd[0] in host.sve_vqs)
     hasnt = ", ".join(host.name for host in hosts if odd[0] not in host.sve_vqs)
-    found.reasons["sve"] = f"{128 * odd[0]} bits: {has} has it, {hasnt} not"
+    found.reasons["sve"] = f"{128 * odd[0]} bits: on {has}, not on {hasnt}"
 
 
 def _gic(found: Common, hosts: Sequence[Profile]) -> None:
@@ -172,8 +172,11 @@ def _try(host: Profile, spec: VmSpec) -> str:
     with Kvm(SoftKvm(host), host.name) as kvm:
         try:
             if host.create_vm2 & KVM_CREATE_VM2_LIST:
-                kvm.dry_run(spec)
-                kvm.create_vm2(spec).close()
+                # The lengths are asked for one by one: a host may not describe its own.
+                lengths = {7: Vm2AttrInfo(type=7, mask=sve.bitmap(host.sve_vqs, LARGEST_VQ))}
+                attributes = spec.attributes(lengths)
+                kvm.dry_run(attributes)
+                kvm.create_vm2(attributes).close()
                 return "yes"
             if isinstance(spec.physaddr_bits, int) and host.mode != "protected":
                 kvm.create_vm(word_of(host.type_word).encode(spec.physaddr_bits)).close()

@@ -105,7 +105,9 @@ def _described(host: Profile) -> dict[int, Vm2AttrInfo]:
 def _attribute(info: Vm2AttrInfo | None) -> str:
     if info is None:
         return ABSENT
-    mask = f", mask {info.mask:#x}" if info.mask else ""
+    # The mask has a bit for each allowed value below 64; where that is every value between, it says nothing new.
+    every = sum(1 << value for value in range(info.min, min(info.max, 63) + 1))
+    mask = f", mask {info.mask:#x}" if info.mask not in (0, every) else ""
     return f"{info.min}-{info.max}, default {info.default}{mask}"
 
 
@@ -142,10 +144,9 @@ def _tables(hosts: Sequence[Profile]) -> Iterator[Row]:
     yield from _numbers("firmware", hosts, [host.firmware for host in hosts], lambda n: f"WORKAROUND_{n}")
     yield from _numbers("caches", hosts, [host.ccsidr for host in hosts], lambda n: f"CCSIDR[{n}]", hex)
     yield from _numbers("capabilities", hosts, [host.caps for host in hosts], name_of)
-    on_vm = [
-        {number: answer for number, answer in host.vm_caps.items() if answer != host.caps.get(number, 0)}
-        for host in hosts
-    ]
+    # A VM's answers where that of some host is not that of its /dev/kvm.
+    other = {n for host in hosts for n, answer in host.vm_caps.items() if answer != host.caps.get(n, 0)}
+    on_vm = [{n: {**host.caps, **host.vm_caps}.get(n, 0) for n in other} for host in hosts]
     yield from _numbers("capabilities of a VM", hosts, on_vm, name_of)
     enabled = [dict.fromkeys(host.enable_caps, 1) for host in hosts]
     yield from _numbers("KVM_ENABLE_CAP", hosts, enabled, name_of, _yes)
