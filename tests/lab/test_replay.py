@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_a_wrong_host_and_a_wrong_step_are_said_before_anything_runs() -> None:
         replay(Plan("no-such-host", [SYSTEM], {}))
     with pytest.raises(UsageError, match="no operation"):
         replay(Plan(HOST, [Scenario("x", ({"op": "y"},))], {}))
+
+
+def test_workers_have_this_process_kvm2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Wherever it was imported from: a module that only sys.path leads to is there in the worker too."""
+    (tmp_path / "kvm2_only_here.py").write_text("from kvm2.lab.worker import main\nmain()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("kvm2.lab.pool.command_of", lambda host: (sys.executable, "-m", "kvm2_only_here"))
+    with Pool(HOST, {}) as pool:
+        assert pool.play_one(SYSTEM, 150).answers == ([12, 0], [52, 0])
 
 
 def test_a_worker_that_dies_costs_one_scenario() -> None:
