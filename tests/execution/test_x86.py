@@ -264,8 +264,8 @@ def test_a_signal_gets_a_run_in_the_main_thread_back(real_x86):
     try:
         with vcpu(real_x86, SPIN) as running:
             for _ in range(10):
-                signal.setitimer(signal.ITIMER_REAL, 0.005)
                 with pytest.raises(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, 0.005)
                     while True:
                         assert isinstance(running.run_once(), kvm2.Interrupted)
     finally:
