@@ -276,11 +276,10 @@ def test_a_signal_gets_a_run_in_the_main_thread_back(real_x86):
 @pytest.mark.parametrize("code", [SPIN, OUT + bytes.fromhex("ebfc")], ids=["inside", "exits"])
 def test_ctrl_c_of_the_command(real_x86, tmp_path, code):
     guest = tmp_path / "guest.bin"
-    guest.write_bytes(code)
+    guest.write_bytes(bytes.fromhex("b00a baf803 ee") + code)  # a new line on the console, which says that it runs
     command = [sys.executable, "-m", "kvm2", "run", str(guest), "--host", "/dev/kvm"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(1.5)
-    assert process.poll() is None
+    assert process.stdout is not None and process.stdout.readline() == "\n"
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=10)
     assert process.returncode == 130 and "interrupted" in output and "Traceback" not in output, output
