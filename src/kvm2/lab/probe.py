@@ -105,7 +105,8 @@ def probe_real(
         raise EnvironmentFault(f"{device}: a host file cannot say {uname.machine}; it can say {', '.join(_MACHINES)}")
     shift = (os.sysconf("SC_PAGE_SIZE")).bit_length() - 1
     system = f"{uname.system} {uname.release} ({uname.version}) on {uname.machine}, {device}"
-    called = name or uname.node.partition(".")[0] or "this-machine"
+    node = uname.node.partition(".")[0]
+    called = name or (node if node.isprintable() and node[:1].isalnum() else "this-machine")
     return _probe(seen(Kernel(device)), called, Seen(arch, shift, system, create_vm2=offered), guests)
 
 
