@@ -168,6 +168,22 @@ def test_an_interrupt_stops_the_vcpus_and_carries_the_result(machine, fake, monk
     assert not any(thread.name.startswith("vcpu") for thread in threading.enumerate())
 
 
+def test_an_interrupt_while_the_vcpus_are_being_started(machine, fake, monkeypatch):
+    """The guest may already have said something by which somebody presses Ctrl-C."""
+    fake.script = iter([Spin()])
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        machine.run()
+    assert caught.value.args[0].ended == "interrupted"
+    assert not any(thread.name.startswith("vcpu") for thread in threading.enumerate())
+
+
 def test_the_parameter_block_lies_in_the_last_page_that_is_free(machine):
     first = MemoryRange(1 << 30, 1 << 20)
     assert machine.load(image(Segment(first.base, b"code", 4))) == first.end - 4096

@@ -153,9 +153,9 @@ class Board:
             threading.Thread(target=self._drive, args=(vcpu,), name=f"vcpu{vcpu.id}", daemon=True)
             for vcpu in self.vcpus
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             self._wait(started, timeout, tick)
         except KeyboardInterrupt:
             self.finish("interrupted", "Ctrl-C", 0)
@@ -178,6 +178,7 @@ class Board:
 
     def _stop(self, threads: list[threading.Thread]) -> None:
         for vcpu, thread in zip(self.vcpus, threads, strict=True):
+            vcpu.kick()  # also one whose thread is only just being started
             while thread.is_alive():
                 vcpu.kick()
                 thread.join(0.05)

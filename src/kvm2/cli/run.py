@@ -62,6 +62,8 @@ def command(host: str | None, working_caps: bool, guest: str | None, as_json: bo
                 result = machine.run(wanted["timeout"], console.tick)
             except KeyboardInterrupt as stop:
                 console.close()
+                if not stop.args:  # a second Ctrl-C, while the vCPUs were being stopped
+                    raise
                 _report(kvm, machine, stop.args[0], guest, as_json)
                 if as_json:
                     from kvm2.cli.main import JsonWritten
