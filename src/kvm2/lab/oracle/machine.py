@@ -119,6 +119,11 @@ class Machine:
         except Gone as error:
             raise self._qemu.death(f"it ended while it ran {' '.join(job.argv)}: {error}") from error
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self._qemu.pid
+
     def close(self) -> None:
         """Ends the machine; nothing is left of it."""
         self._qemu.kill()
@@ -130,7 +135,17 @@ def _command(shape: Shape, state: State, shared: bool) -> list[str]:
 
 
 def open_machine(shape: Shape, say: Say = _silent) -> Machine:
-    """A machine of a shape, warm; built first where there is none yet, or where it is stale."""
+    """A machine of a shape, warm; built first where there is none yet, or where it is stale.
+
+    A saved machine that cannot be restored (a file of it was damaged) is built again, once.
+    """
+    state = build(shape, say)
+    try:
+        return Machine(shape, state, state.info)
+    except (EnvironmentFault, OSError, ValueError) as error:
+        say(f"{shape.name}: what was saved is of no use, so it is built again: {str(error).splitlines()[0]}")
+    with _locked(cache_directory() / "machines" / shape.name, say):
+        shutil.rmtree(state.directory, ignore_errors=True)
     state = build(shape, say)
     return Machine(shape, state, state.info)
 
@@ -228,9 +243,15 @@ def _locked(place: Path, say: Say) -> Iterator[None]:
 
 
 def _clear(place: Path, keep: State | None = None) -> None:
-    """Takes away states that nobody will ask for again, and what a build that was killed left."""
+    """Takes away states that nobody will ask for again, and what a build that was killed left.
+
+    With the base state one other warm state is kept, the newest: two versions of kvm2 may be in use at once.
+    """
+    left = {keep.directory} if keep is not None else set()
+    if keep is not None:
+        left |= set(sorted(place.glob("warm-*"), key=lambda path: path.stat().st_mtime)[-1:])
     for path in place.iterdir():
-        if path.is_dir() and (keep is None or path != keep.directory):
+        if path.is_dir() and path not in left:
             shutil.rmtree(path)
 
 

@@ -126,6 +126,11 @@ class Qemu:
             if state is not None:
                 os.close(state)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def _greet(self) -> None:
         if not self._lines.readline():
             raise self.death("it did not start")
