@@ -84,6 +84,20 @@ def test_page_sizes_that_differ() -> None:
     assert common.spec.page_shift == common.values["page_shift"]
 
 
+def test_a_real_host_is_really_asked_and_has_its_page_size_alone() -> None:
+    m1, n1 = load("apple-m1", "neoverse-n1-4k")
+    opened: list[Kvm] = []
+
+    def open_n1() -> Kvm:
+        opened.append(Kvm(SoftKvm(n1), "n1"))
+        return opened[-1]
+
+    common = common_spec([m1, n1], {"neoverse-n1-4k": open_n1})
+    assert common.ok and common.values["page_shift"] == 12 and [kvm.closed for kvm in opened] == [True]
+    both = common_spec([m1, n1], {"neoverse-n1-4k": open_n1, "apple-m1": open_n1})
+    assert both.conflicts == ["granule: none is common (apple-m1: 16K, neoverse-n1-4k: 4K)"]
+
+
 def test_conflicts_are_said() -> None:
     protected = common_spec(load("max-4k-protected", "graviton2"))
     assert not protected.ok and protected.spec is None

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 def command(hosts: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """Show what differs between two or more hosts (names, files, /dev/kvm), and the largest VM that is valid on all.
 
-    The VM is created on each host as it is described. --json also has, for migration, the values of the ID registers
-    that are true on every host. Exit code 1 where there is no common VM.
+    The VM is created on each host (on a described one as it is described). --json also has, for migration, the values
+    of the ID registers that are true on every host. Exit code 1 where there is no common VM.
     """
     from kvm2.lab.common_registers import safe_registers
     from kvm2.lab.common_spec import common_spec
     from kvm2.lab.host_diff import compare
-    from kvm2.lab.hosts_asked import profile_of, several
+    from kvm2.lab.hosts_asked import profile_of, real_ones, several
 
     names = several(hosts)
     profiles = [profile_of(name) for name in names]
     rows = [row for row in compare(profiles) if everything or row.differs]
-    common = common_spec(profiles)
+    common = common_spec(profiles, real_ones(names, profiles))
     safe = safe_registers(profiles)
     if as_json:
         from kvm2.cli.render import emit

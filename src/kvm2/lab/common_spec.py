@@ -20,8 +20,9 @@ from kvm2.softkvm.typeword import word_of
 from kvm2.spec import LARGEST_VQ, VmSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
+    from kvm2.kvm import Kvm
     from kvm2.softkvm.limits import Limits
     from kvm2.softkvm.profile import Profile
 
@@ -44,8 +45,10 @@ class Common:
         return not self.conflicts and all(answer == "yes" for answer in self.checked.values())
 
 
-def common_spec(hosts: Sequence[Profile]) -> Common:
-    """The largest common VM of the hosts, created on each as described."""
+def common_spec(hosts: Sequence[Profile], real: Mapping[str, Callable[[], Kvm]] | None = None) -> Common:
+    """The largest common VM of the hosts, created on each as described; on those in `real`, by name, on the Kvm that is
+    opened there. A real kernel has no stage-2 granule but its page size."""
+    real = real or {}
     found = Common()
     arches = {host.arch for host in hosts}
     if len(arches) > 1:
@@ -53,7 +56,7 @@ def common_spec(hosts: Sequence[Profile]) -> Common:
         return found
     limits = [limits_of(host) for host in hosts]
     if arches == {"arm64"}:
-        _granule_and_size(found, limits)
+        _granule_and_size(found, limits, real)
         _sve(found, hosts)
         _gic(found, hosts)
         _features(found, hosts)
@@ -66,7 +69,7 @@ def common_spec(hosts: Sequence[Profile]) -> Common:
             page_shift=found.values.get("page_shift") if _page_sizes(limits) > 1 else None,
             max_vcpus=found.values["max_vcpus"],
         )
-        found.checked = {host.name: _try(host, found.spec) for host in hosts}
+        found.checked = {host.name: _try(host, found.spec, real.get(host.name)) for host in hosts}
     return found
 
 
@@ -81,17 +84,17 @@ def _least(found: Common, name: str, each: list[tuple[str, int]]) -> None:
     found.reasons[name] = f"every host has {value}" if alike else f"{host} has {value}"
 
 
-def _granule_and_size(found: Common, limits: Sequence[Limits]) -> None:
+def _granule_and_size(found: Common, limits: Sequence[Limits], real: Container[str]) -> None:
     """The granule is the page size where all have the same, else the common one with the largest IPA size."""
     if _page_sizes(limits) == 1:
         choices = {limits[0].page_shift}
         why = "every host's page size"
     else:
-        choices = set.intersection(*(set(one.granules) for one in limits))
+        choices = set.intersection(*(_granules(one, real) for one in limits))
         pages = ", ".join(f"{one.profile.name} {GRANULE_NAMES[one.page_shift]}" for one in limits)
         why = f"the page sizes differ ({pages}): every host has it at stage 2"
     if not choices:
-        each = ", ".join(f"{one.profile.name}: {_granule_names(one.granules)}" for one in limits)
+        each = ", ".join(f"{one.profile.name}: {_granule_names(sorted(_granules(one, real)))}" for one in limits)
         found.conflicts.append(f"granule: none is common ({each})")
         return
     granule = max(sorted(choices), key=lambda shift: min(one.ipa_limit(shift) for one in limits))
@@ -109,6 +112,10 @@ def _granule_and_size(found: Common, limits: Sequence[Limits]) -> None:
         return
     found.values["physaddr_bits"] = high
     found.reasons["physaddr_bits"] = f"{most.profile.name} has {high} ({most.why_ipa(granule)})"
+
+
+def _granules(limits: Limits, real: Container[str]) -> set[int]:
+    return {limits.page_shift} if limits.profile.name in real else set(limits.granules)
 
 
 def _granule_names(shifts: Sequence[int]) -> str:
@@ -164,12 +171,12 @@ def _machine_types(found: Common, limits: Sequence[Limits]) -> None:
     found.reasons["machine_types"] = "every host has the same" if same else each
 
 
-def _try(host: Profile, spec: VmSpec) -> str:
+def _try(host: Profile, spec: VmSpec, opener: Callable[[], Kvm] | None) -> str:
     """A dry run, and the VM; on a host without KVM_CREATE_VM2 what its type word can say of it."""
     from kvm2.kvm import Kvm
     from kvm2.softkvm.door import SoftKvm
 
-    with Kvm(SoftKvm(host), host.name) as kvm:
+    with opener() if opener is not None else Kvm(SoftKvm(host), host.name) as kvm:
         try:
             if host.create_vm2 & KVM_CREATE_VM2_LIST:
                 # The lengths are asked for one by one: a host may not describe its own.

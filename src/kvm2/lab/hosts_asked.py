@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ from kvm2.hosts import is_real
 from kvm2.lab.probe import Probed, probe, probe_real
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from kvm2.kvm import Kvm
     from kvm2.softkvm.profile import Profile
 
 
@@ -42,6 +44,14 @@ def profile_of(host: str) -> Profile:
     from kvm2.softkvm import profile
 
     return profile.load(host)
+
+
+def real_ones(hosts: Sequence[str], profiles: Sequence[Profile]) -> dict[str, Callable[[], Kvm]]:
+    """By the name of its description, how to open each host that is this machine."""
+    from kvm2.kvm import open as open_host
+
+    pairs = zip(hosts, profiles, strict=True)
+    return {profile.name: partial(open_host, host) for host, profile in pairs if is_real(host)}
 
 
 def several(hosts: Sequence[str], least: int = 2) -> list[str]:
