@@ -22,13 +22,15 @@ def host_for(host: str | None, wanted: str | None) -> str:
     an x86-64 guest where there is no x86-64 KVM.
     """
     from kvm2.cli.options import chosen_host
-    from kvm2.hosts.kernel import DEVICE, machine_arch
-    from kvm2.hosts.real import refusal
 
     if host is not None:
         return chosen_host(host)
+    from kvm2.hosts.kernel import DEVICE, machine_arch
+
     arch = wanted or "arm64"  # what the described hosts run, and what a flat image is taken for
     if arch == machine_arch():
+        from kvm2.hosts.real import refusal
+
         why = refusal()
         if not why:
             print(f"kvm2: host {DEVICE} (it runs {NAMES[arch]}; choose with --host or KVM2_HOST)", file=sys.stderr)
