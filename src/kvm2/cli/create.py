@@ -45,7 +45,7 @@ def command(
     if hosts is not None:
         from kvm2.cli.create_on import create_on
 
-        return create_on(hosts, spec, call, wanted, dry_run=dry_run, as_json=as_json)
+        return create_on(hosts, spec, call, wanted, dry_run=dry_run, working_caps=working_caps, as_json=as_json)
     with open_host(chosen_host(host), working_caps=working_caps) as kvm:
         shown = {"host": kvm.name, "call": call, "dry_run": dry_run, "asked": _asked(kvm, spec, call, wanted)}
         if dry_run:

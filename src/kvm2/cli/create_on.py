@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from kvm2.spec import VmSpec
 
 
-def create_on(hosts: str, spec: VmSpec, call: str, wanted: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
+def create_on(
+    hosts: str,
+    spec: VmSpec,
+    call: str,
+    wanted: dict[str, Any],
+    *,
+    dry_run: bool,
+    working_caps: bool = False,
+    as_json: bool = False,
+) -> None:
     """Prints every host's answer; exit code 1 where one refuses."""
     from kvm2.cli.making import make_vm
     from kvm2.cli.render import emit, table
@@ -26,7 +35,7 @@ def create_on(hosts: str, spec: VmSpec, call: str, wanted: dict[str, Any], *, dr
         with make_vm(kvm, spec, call, wanted["type_word"]) as vm:
             return vm.notes
 
-    answers = on_hosts(several((hosts,), least=1), make)
+    answers = on_hosts(several((hosts,), least=1), make, working_caps=working_caps)
     ok = all(answer.ok for answer in answers)
     if as_json:
         emit("create-on", {"call": call, "dry_run": dry_run, "hosts": [one.to_dict() for one in answers]}, ok=ok)

@@ -31,16 +31,18 @@ class Answer:
         return {"host": self.host, "ok": self.ok, "error": self.error, "reason": self.reason, "findings": found}
 
 
-def on_hosts(hosts: Sequence[str], make: Callable[[Kvm], Sequence[Finding]]) -> list[Answer]:
+def on_hosts(
+    hosts: Sequence[str], make: Callable[[Kvm], Sequence[Finding]], *, working_caps: bool = False
+) -> list[Answer]:
     """Calls `make` with each host's Kvm; it makes the VM, closes it, and returns the notes."""
-    return [_ask(host, make) for host in hosts]
+    return [_ask(host, make, working_caps) for host in hosts]
 
 
-def _ask(host: str, make: Callable[[Kvm], Sequence[Finding]]) -> Answer:
+def _ask(host: str, make: Callable[[Kvm], Sequence[Finding]], working_caps: bool) -> Answer:
     from kvm2.kvm import open as open_host
 
     try:
-        with open_host(host) as kvm:
+        with open_host(host, working_caps=working_caps) as kvm:
             return Answer(host, True, findings=tuple(make(kvm)))
     except KvmError as error:
         return Answer(host, False, error.name, error.reason or str(error.strerror), error.findings)
