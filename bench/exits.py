@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import os
 import shutil
 import struct
@@ -25,6 +26,7 @@ CODE_AT = 0x1000
 IO_LOOP = bytes.fromhex("e610 ebfc")  # out %al, $0x10; jmp back
 MMIO_LOOP = bytes.fromhex("a20080 ebfb")  # mov %al, 0x8000; jmp back
 EXITS = 3000
+CYCLES = 10_000
 C_LOOP = """
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
@@ -138,6 +140,34 @@ def create() -> Measured:
     return Measured(a / b, a * 1e6, b * 1e6, "us")
 
 
+def held() -> int:
+    """Descriptors of this process, and mappings of vCPUs."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return len(os.listdir("/proc/self/fd")) + sum("kvm" in line.rpartition(" ")[2] for line in maps)
+
+
+def cycles(count: int) -> int:
+    """So many VMs with memory and a vCPU, made, run once and closed; what is left of them."""
+    vcpu(IO_LOOP).close()  # what is made once
+    gc.collect()
+    before = held()
+    for _ in range(count):
+        running = vcpu(IO_LOOP)
+        if not isinstance(running.run_once(), kvm2.Io):
+            raise AssertionError("the guest left for something else")
+        running.close()
+        running.vm.close()
+    del running
+    gc.collect()
+    return held() - before
+
+
+def left_over() -> Measured:
+    """What VMs leave behind in the process."""
+    left = cycles(CYCLES)
+    return Measured(left, left, CYCLES, "VMs")
+
+
 def io_raw() -> Measured:
     """A write to a port, KVM_RUN from Python."""
     return _exits(raw, IO_LOOP, abi.KVM_EXIT_IO)
@@ -163,5 +193,6 @@ FIGURES = (
     Figure("io-typed", "the same with its Io object / C", 2.0, io_typed),
     Figure("mmio-raw", "MMIO write of a real guest, KVM_RUN from Python / the same loop in C", 1.5, mmio_raw),
     Figure("mmio-typed", "the same with its Mmio object / C", 2.0, mmio_typed),
+    Figure("left-over", f"descriptors and mappings left by {CYCLES} VMs made, run and closed", 0, left_over, unit=""),
     Figure("create-real", "CREATE_VM2 lowered, and close / KVM_CREATE_VM and close, real kernel", 1.2, create),
 )
