@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from bench import creation, exits, footprint, speed
+from bench import creation, exits, footprint, oracle, speed
 from bench.measure import Figure, Unavailable
 
-FIGURES: tuple[Figure, ...] = (*creation.FIGURES, *speed.FIGURES, *exits.FIGURES, *footprint.FIGURES)
+FIGURES: tuple[Figure, ...] = (*creation.FIGURES, *speed.FIGURES, *exits.FIGURES, *footprint.FIGURES, *oracle.FIGURES)
 SCHEMA = "kvm2.bench/1"
 
 
