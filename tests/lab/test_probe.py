@@ -143,6 +143,14 @@ def test_what_no_rule_gives_is_stated_and_what_no_key_says_is_noted() -> None:
     assert "KVM_CAP_GUEST_DEBUG_HW_BPS answers 3, its description 6" in text
 
 
+def test_a_newer_psci_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvm2.softkvm import psci
+
+    monkeypatch.setattr(psci, "version", lambda vcpu: 0x10003)
+    found = probe(SoftKvm(profile.load("neoverse-n1-4k")), "newer", guests=False)
+    assert "KVM_REG_ARM_PSCI_VERSION is 0x10003, described as 0x10001 on every host" in found.notes
+
+
 def test_a_host_that_takes_no_type_word_says_so(tmp_path: Path) -> None:
     path = tmp_path / "old.toml"
     path.write_text('base = "apple-m1"\ntype_word = "none"\n')

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kvm2.abi import caps as cap
 from kvm2.abi import onereg, sysregs
 from kvm2.abi.structs_arm64 import (
+    KVM_ARM_VCPU_HAS_EL2,
     KVM_ARM_VCPU_PMU_V3,
     KVM_ARM_VCPU_PSCI_0_2,
     KVM_ARM_VCPU_PTRAUTH_ADDRESS,
@@ -15,7 +16,10 @@ from kvm2.abi.structs_arm64 import (
 )
 from kvm2.errors import KvmError, errno_name
 from kvm2.lab.probe_seen import errno_of
+from kvm2.softkvm.features import SMCCC_SERVICES
 from kvm2.softkvm.profile_registers import is_described
+from kvm2.softkvm.psci import PSCI_1_1
+from kvm2.softkvm.registers_fw import BITMAPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +78,11 @@ def look(seen: Seen, scratch: Scratch) -> tuple[int, ...]:
             seen.registers = _registers(vcpu, seen)
             seen.firmware = _firmware(vcpu, seen)
             seen.ccsidr, seen.habits["hardware-caches"] = _caches(vcpu, seen)
+            _services(vcpu, seen)
+    if _takes(scratch, (KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_HAS_EL2)):
+        seen.notes.append(
+            "vCPUs with EL2 (HAS_EL2) can be had: no described kernel has them, so they are not described"
+        )
     _memory_tagging(scratch, seen, bits)
     return bits
 
@@ -120,6 +129,18 @@ def _firmware(vcpu: Vcpu, seen: Seen) -> dict[int, int]:
             continue
         found[number] = value
     return found
+
+
+def _services(vcpu: Vcpu, seen: Seen) -> None:
+    """The PSCI version and the hypercall services, which every described kernel has alike."""
+    expected = {onereg.KVM_REG_ARM_PSCI_VERSION: PSCI_1_1, **dict(zip(BITMAPS, SMCCC_SERVICES, strict=True))}
+    for reg_id, value in expected.items():
+        try:
+            has = _number(vcpu, reg_id)
+        except KvmError:
+            has = 0
+        if has != value:
+            seen.notes.append(f"{onereg.parse(reg_id).name} is {has:#x}, described as {value:#x} on every host")
 
 
 def _caches(vcpu: Vcpu, seen: Seen) -> tuple[dict[int, int], bool]:
