@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +164,30 @@ def test_recording_on_the_command_line(built: Callable[[str], Shape], tmp_path: 
     assert (record.host, record.header["cpu"], record.header["page"]) == (one.name, one.cpu, 4096)
     assert record.header["kernel"].startswith("6.12.") and record.header["qemu"].startswith("QEMU emulator version")
     assert record.answers and all(published.answers[name] == answers for name, answers in record.answers.items())
+
+
+def documented() -> list[tuple[str, str]]:
+    """The commands of docs/oracle.md that need a machine, with what it says they print."""
+    text = (Path(__file__).parents[3] / "docs" / "oracle.md").read_text()
+    blocks = re.findall(r"^```text\n\$ (kvm2 oracle .*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    return [(command, output) for command, output in blocks]
+
+
+@pytest.mark.parametrize(("command", "output"), documented())
+def test_the_documentation_shows_what_happens(built: Callable[[str], Shape], command: str, output: str) -> None:
+    words = shlex.split(command)
+    built(words[words.index("--shape") + 1])
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    said = done.stdout + done.stderr + (f"[exit code {done.returncode}]\n" if done.returncode else "")
+    lines = [
+        r"(?:.*\n)*?" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + "\n"
+        for line in output.splitlines()
+    ]
+    assert re.fullmatch("".join(lines), said), said
+
+
+def test_the_documentation_has_commands() -> None:
+    assert len(documented()) >= 3
 
 
 @pytest.mark.slow
