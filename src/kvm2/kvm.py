@@ -17,6 +17,7 @@ from kvm2.errors import KvmError, UsageError
 from kvm2.handle import Buffer, checked_word
 from kvm2.hosts import backend_of
 from kvm2.names import capability
+from kvm2.negotiation import send
 from kvm2.spec import MIN_IPA_BITS, VmSpec
 from kvm2.vm import Vm
 from kvm2.x86_kvm import X86Kvm
@@ -101,15 +102,11 @@ class Kvm(X86Kvm):
         ...     kvm.create_vm2(physaddr_bits=36).get_attr(2).physaddr_bits
         36
         """
-        from kvm2.negotiation import send
-
         fd, notes = send(self, ioctls.KVM_CREATE_VM2, self._attributes(spec, wanted))
         return Vm(self._backend, fd, notes)
 
     def dry_run(self, spec: VmSpec | Sequence[Structure] | None = None, **wanted: Any) -> tuple[Finding, ...]:
         """KVM_CREATE_VM2 with DRY_RUN: the notes of a creation that would succeed, else KvmError with every finding."""
-        from kvm2.negotiation import send
-
         return send(self, ioctls.KVM_CREATE_VM2, self._attributes(spec, wanted), dry_run=True)[1]
 
     def create_vm2_fixed(self, spec: VmSpec | None = None, **wanted: Any) -> Vm:
@@ -135,6 +132,8 @@ class Kvm(X86Kvm):
         return {2: Vm2AttrInfo(type=2, default=ARM64_DEFAULT_IPA_BITS, min=MIN_IPA_BITS, max=limit)} if limit else {}
 
     def _attributes(self, spec: VmSpec | Sequence[Structure] | None, wanted: dict[str, Any]) -> list[Structure]:
+        if spec is None and not wanted:
+            return []
         if spec is not None and not isinstance(spec, VmSpec):
             if wanted:
                 raise UsageError(f"a list of attributes and {', '.join(wanted)}: give one of them")

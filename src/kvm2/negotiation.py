@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from kvm2.abi import ioctls, vm2, wire
@@ -25,35 +26,53 @@ if TYPE_CHECKING:
 
 _REPORT = struct.Struct("=IHHQII")
 _REPORT_HEADER = (vm2.KVM_CREATE_VM_ATTR_REPORT, vm2.Report.SIZE, 0)
-_COUNT = ctypes.c_uint32
+MOST_IDLE = 64
 _COUNT_OFFSET = next(entry.offset for entry in vm2.Report.LAYOUT.fields if entry.name == "count")
 
 
 class AttributeList:
-    """A list of attributes at an address, followed by room for the host's findings."""
+    """A list of attributes at an address, followed by room for the host's findings.
 
-    def __init__(self, attributes: Sequence[Structure]) -> None:
-        packed = [attribute.pack() for attribute in attributes]
-        self.reports = len(packed) < vm2.KVM_CREATE_VM2_MAX_ATTRS and not any(
-            isinstance(one, vm2.Report) for one in attributes
-        )
-        self.capacity = 32 + 8 * len(packed) if self.reports else 0
-        if self.reports:
+    `size` bytes from `address` on are the list itself. It can be sent again once `findings` were read.
+    """
+
+    def __init__(self, attributes: Sequence[bytes], reports: bool) -> None:
+        packed = list(attributes)
+        self.reports = reports
+        self.capacity = 32 + 8 * len(packed) if reports else 0
+        if reports:
             packed.append(bytes(vm2.Report.SIZE))  # last, so that every finding's attr_index is the caller's own
-        records = wire.encoded_size(packed)
-        self._buffer = Buffer(records + self.capacity * RECORD_SIZE)
-        self.address, self.size = self._buffer.address, self._buffer.size
-        if self.reports:
-            packed[-1] = _REPORT.pack(*_REPORT_HEADER, self.address + records, self.capacity, 0)
-        ctypes.memmove(self.address, wire.encode_packed(packed, self.address), records)
-        self._records_at = records
+        self.size = wire.encoded_size(packed)
+        self._buffer = Buffer(self.size + self.capacity * RECORD_SIZE)
+        self.address = self._buffer.address
+        if reports:
+            packed[-1] = _REPORT.pack(*_REPORT_HEADER, self.address + self.size, self.capacity, 0)
+        ctypes.memmove(self.address, wire.encode_packed(packed, self.address), self.size)
+        self._count = ctypes.c_uint32.from_address(self.address + self.size - vm2.Report.SIZE + _COUNT_OFFSET)
 
     def findings(self) -> tuple[Finding, ...]:
         """What the host wrote; () where it wrote nothing."""
-        if not self.reports:
+        if not self.reports or not self._count.value:
             return ()
-        count = _COUNT.from_address(self.address + self._records_at - vm2.Report.SIZE + _COUNT_OFFSET).value
-        return read_records(self._buffer.bytes()[self._records_at :], count, self.capacity) if count else ()
+        count, self._count.value = self._count.value, 0
+        return read_records(self._buffer.bytes()[self.size :], count, self.capacity)
+
+
+class _Idle(threading.local):
+    """Lists of this thread that may be sent again, by their attributes: programs make many VMs alike."""
+
+    def __init__(self) -> None:
+        self.lists: dict[tuple[bytes, ...], AttributeList] = {}
+
+
+_idle = _Idle()
+
+
+def list_of(attributes: Sequence[Structure]) -> AttributeList:
+    """A new list of attributes, with a REPORT of ours where there is room for one and none yet."""
+    full = len(attributes) >= vm2.KVM_CREATE_VM2_MAX_ATTRS
+    reports = not full and not any(isinstance(one, vm2.Report) for one in attributes)
+    return AttributeList([one.pack() for one in attributes], reports)
 
 
 def send(
@@ -63,7 +82,11 @@ def send(
     wrong = next((one for one in attributes if not hasattr(one, "pack")), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is not an attribute: give objects of kvm2.abi.vm2, such as Arm64PhysaddrSize")
-    asked = AttributeList([*attributes, cast("Structure", vm2.DryRun())] if dry_run else attributes)
+    if dry_run:
+        attributes = [*attributes, cast("Structure", vm2.DryRun())]
+    key = tuple([one.pack() for one in attributes])
+    # Taken out while it is in use: a signal handler may send the same list.
+    asked = _idle.lists.pop(key, None) or list_of(attributes)
     try:
         with Vouched(asked.address, asked.size):
             result = handle.ioctl(request, asked.address)
@@ -72,7 +95,10 @@ def send(
         if found:
             raise KvmError(error.errno or 0, error.reason, found) from None
         raise _explained(handle, error) from None
-    return result, asked.findings()
+    found = asked.findings()
+    if asked.reports and len(_idle.lists) < MOST_IDLE:
+        _idle.lists[key] = asked
+    return result, found
 
 
 def _explained(handle: Handle, error: KvmError) -> KvmError:

@@ -328,9 +328,9 @@ KEEP = []
 
 
 def address_of(attributes):
-    from kvm2.negotiation import AttributeList
+    from kvm2.negotiation import list_of
 
-    KEEP.append(AttributeList(attributes))
+    KEEP.append(list_of(attributes))
     return KEEP[-1].address
 
 
@@ -365,3 +365,63 @@ def test_any_bytes_get_the_same_errno_as_natively(data):
 
 
 FUZZED = {}
+
+
+# ---- lists that were seen before
+
+
+def test_a_list_seen_before_makes_another_vm_alike():
+    low, _ = kernels("neoverse-n1-4k")
+    made = [low.create_vm2(physaddr_bits=36, max_vcpus=2) for _ in range(3)]
+    assert len({vm.fd for vm in made}) == 3 and len(low.backend._decided) == 1
+    for vm in made:
+        assert (vm.get_attr(2).physaddr_bits, vm.get_attr(9).max_vcpus, vm.notes) == (36, 2, ())
+        with pytest.raises(KvmError):
+            vm.create_vcpu(2)
+
+
+def test_a_kernel_that_refuses_later_is_heard():
+    raw = SoftKernel(profile.load("neoverse-n1-4k"))
+    kvm = Kvm(Lowered(raw), "/dev/kvm")
+    kvm.create_vm2(physaddr_bits=36)
+    answer, raw.ioctl = raw.ioctl, None
+
+    def full(fd, request, arg=0):
+        if request == io.KVM_CREATE_VM:
+            raise KvmError(errno.EMFILE)
+        return answer(fd, request, arg)
+
+    raw.ioctl = full
+    with pytest.raises(KvmError) as caught:
+        kvm.create_vm2(physaddr_bits=36)
+    assert [f.by for f in caught.value.findings] == ["kernel"] and "ulimit" in str(caught.value)
+    raw.ioctl = answer
+    kvm.create_vm2(physaddr_bits=36)
+
+
+def test_a_note_is_given_every_time():
+    low, _ = kernels("neoverse-n1-4k")
+    skipped = ArchCapabilities(flags=2, capabilities=(4,))
+    assert [len(low.create_vm2([skipped]).notes) for _ in range(3)] == [1, 1, 1]
+    assert low.create_vm2().notes == ()
+
+
+def test_attributes_outside_of_a_vouched_buffer_are_read_every_time():
+    """The same bytes of the list itself; what its pointer leads to has changed meanwhile."""
+    from kvm2.abi.wire import OUTER_SIZE, encode_packed
+    from kvm2.handle import Buffer
+    from kvm2.softkvm.memory import Vouched
+
+    low, _ = kernels("neoverse-n1-4k")
+    whole = Buffer(encode_packed([bytes(8)], 0))
+    whole._array[:] = encode_packed([bytes(8)], whole.address)
+    for bits in (36, 44, 60):
+        whole._array[OUTER_SIZE + 8 : OUTER_SIZE + 16] = Arm64PhysaddrSize(physaddr_bits=bits).pack()
+        with Vouched(whole.address, OUTER_SIZE + 8):
+            if bits == 60:
+                with pytest.raises(KvmError):
+                    low.ioctl(io.KVM_CREATE_VM2, whole)
+            else:
+                fd = low.ioctl(io.KVM_CREATE_VM2, whole)
+                assert low.backend.ipa_bits_of(fd) == bits
+    assert not low.backend._decided

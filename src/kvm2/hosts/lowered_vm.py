@@ -18,21 +18,30 @@ from kvm2.hosts.kernel_profile import MMFR0, PARANGE, finalize_sve, get_reg, set
 from kvm2.softkvm.sysregs_id import parange_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvm2.hosts.lowering import RawKvm
     from kvm2.softkvm.memory import Memory
     from kvm2.softkvm.vmconfig import VmConfig
+
+# Held while a vCPU is counted and made: for so short a time that one lock serves all VMs.
+_CREATING = threading.Lock()
 
 SVE_BIT = 1 << KVM_ARM_VCPU_SVE
 
 
 class LoweredVm:
-    """A VM of the kernel. `config` is what creation gave; None where the kernel took an unknown `type`."""
+    """A VM of the kernel. `rules` is what KVM_CREATE_VM2 decided; None for a VM without such rules."""
 
-    def __init__(self, raw: RawKvm, memory: Memory, config: VmConfig | None) -> None:
-        self.raw, self.memory, self.config = raw, memory, config
-        self.rules = config if config is not None and config.made_by_vm2 else None
+    def __init__(self, raw: RawKvm, memory: Memory, rules: VmConfig | None) -> None:
+        self.raw, self.memory, self.rules = raw, memory, rules
         self.vcpus = 0
-        self.lock = threading.Lock()
+        self.lock = _CREATING
+
+    @property
+    def config(self) -> VmConfig | None:
+        """What creation gave; None where that cannot be told."""
+        return self.rules
 
     def check_extension(self, value: int, cap: int) -> int:
         """KVM_CHECK_EXTENSION on the VM: the kernel's `value`, as far as creation allows it."""
@@ -55,6 +64,19 @@ class LoweredVm:
             vcpu = self.raw.ioctl(fd, ioctls.KVM_CREATE_VCPU, number)
             self.vcpus += 1
         return vcpu, LoweredVcpu(self)
+
+
+class OldVm(LoweredVm):
+    """A VM that KVM_CREATE_VM made: the kernel's rules only. What it got is worked out when somebody asks."""
+
+    def __init__(self, raw: RawKvm, memory: Memory, config: Callable[[], VmConfig | None]) -> None:
+        super().__init__(raw, memory, None)
+        self._config = config
+
+    @property
+    def config(self) -> VmConfig | None:
+        """What the `type` word gave."""
+        return self._config()
 
 
 class LoweredVcpu:

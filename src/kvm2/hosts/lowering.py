@@ -11,7 +11,7 @@ import errno
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 from kvm2.abi import ioctls as io
@@ -20,12 +20,12 @@ from kvm2.abi.findings import KERNEL, LIBRARY, NO_ATTR, Finding
 from kvm2.errors import KvmError
 from kvm2.hosts.backend import Backend, Runner
 from kvm2.hosts.kernel_profile import read_kernel
-from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm
-from kvm2.hosts.reasons import Reasons
+from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm, OldVm
+from kvm2.hosts.reasons import WATCHED, Reasons
 from kvm2.hosts.why import of_machine_type
 from kvm2.softkvm import creation, negotiation
 from kvm2.softkvm.limits import limits_of
-from kvm2.softkvm.memory import ProcessMemory
+from kvm2.softkvm.memory import ProcessMemory, Within
 from kvm2.softkvm.typeword import word_of
 from kvm2.softkvm.vmconfig import MACHINE, PHYSADDR, Configuring, VmConfig
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvm2.hosts.kernel_profile import KernelProfile
 
 # The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
+MOST_DECIDED = 256
 UNKNOWN_ON_VM = {"arm64": errno.EINVAL}
 
 
@@ -65,6 +66,7 @@ class Lowered:
         self._vms: dict[int, LoweredVm] = {}
         self._vcpus: dict[int, LoweredVcpu] = {}
         self._configuring: dict[int, Configuring] = {}
+        self._decided: dict[bytes, tuple[int, VmConfig]] = {}
         self._lock = threading.RLock()
         self._requests = {
             io.KVM_CREATE_VM: self._create_vm,
@@ -102,12 +104,16 @@ class Lowered:
 
     def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
         """The answer; KvmError with the kernel's errno and the reason, or with findings."""
-        if request != io.KVM_RUN or fd in self._configuring:
-            return self._other(fd, request, arg)
+        call = self._requests.get(request)
         try:
-            return self.raw.ioctl(fd, request, arg)
+            if fd in self._configuring and request not in _WHILE_CONFIGURING:
+                raise self._not_yet(request)
+            result = self.raw.ioctl(fd, request, arg) if call is None else call(fd, arg)
         except KvmError as error:
             raise self.reasons.explained(error, fd, request, arg) from None
+        if request in WATCHED:
+            self.reasons.done(fd, request, arg, result)
+        return result
 
     def runner(self, fd: int) -> Runner:
         """The kernel's own short way into KVM_RUN of a vCPU, its errors explained."""
@@ -117,17 +123,6 @@ class Lowered:
         runner: Runner = make(fd, lambda error: self.reasons.explained(error, fd, io.KVM_RUN, 0))
         return runner
 
-    def _other(self, fd: int, request: int, arg: int) -> int:
-        call = self._requests.get(request)
-        try:
-            if fd in self._configuring and request not in _WHILE_CONFIGURING:
-                raise self._not_yet(request)
-            result = self.raw.ioctl(fd, request, arg) if call is None else call(fd, arg)
-        except KvmError as error:
-            raise self.reasons.explained(error, fd, request, arg) from None
-        self.reasons.done(fd, request, arg, result)
-        return result
-
     def _not_yet(self, request: int) -> KvmError:
         if io.by_number(request, "vm", self.arch) is None:
             return KvmError(UNKNOWN_ON_VM.get(self.arch, errno.ENOTTY), f"{request:#x} is no ioctl of a VM")
@@ -135,8 +130,10 @@ class Lowered:
 
     def close(self, fd: int) -> None:
         """Closes a descriptor."""
-        for table in (self._vms, self._vcpus, self._configuring):
-            table.pop(fd, None)
+        if self._vms.pop(fd, None) is None:
+            self._vcpus.pop(fd, None)
+        elif self._configuring:
+            self._configuring.pop(fd, None)
         self.reasons.closed(fd)
         self.raw.close(fd)
 
@@ -144,21 +141,33 @@ class Lowered:
 
     def _install(self, fd: int, config: VmConfig | None) -> int:
         self._vms[fd] = LoweredVm(self.raw, self.memory, config)
+        self.reasons.opened(fd, "vm")
         return fd
 
     def _create_vm(self, fd: int, type_word: int) -> int:
         made = self.raw.ioctl(fd, io.KVM_CREATE_VM, type_word)
-        config = None
-        # A kernel may know types that are not known here; its VM is fine, only what it got cannot be told.
+        self._vms[made] = OldVm(self.raw, self.memory, partial(self._config_of_word, type_word))
+        self.reasons.opened(made, "vm")
+        return made
+
+    def _config_of_word(self, type_word: int) -> VmConfig | None:
+        """What a VM of the old call got; None where the kernel took a word that is not known here."""
         with suppress(KvmError):
             found = creation.create_vm(self.kernel, self.memory, type_word)
-            config = found if isinstance(found, VmConfig) else None
-        return self._install(made, config)
+            return found if isinstance(found, VmConfig) else None
+        return None
 
     def _create_vm2(self, fd: int, arg: int) -> int:
-        making = _Making(self, fd)
+        own = self.memory.own(arg)
+        known = self._decided.get(own) if own is not None else None
+        if known is not None:
+            try:
+                return self._install(self.raw.ioctl(fd, io.KVM_CREATE_VM, known[0]), known[1])
+            except KvmError:
+                pass  # the long way says why
+        making, memory = _Making(self, fd), Within(self.memory, arg, len(own or b""))
         try:
-            config = creation.create_vm2(self.kernel, self.memory, arg, making)
+            config = creation.create_vm2(self.kernel, memory, arg, making)
         except BaseException:
             making.undo()
             raise
@@ -167,10 +176,17 @@ class Lowered:
         if isinstance(config, Configuring):
             reserved = self.raw.reserve()
             self._configuring[reserved] = config
-            self._vms[reserved] = LoweredVm(self.raw, self.memory, None)
-            self.reasons.opened(reserved, "vm")
-            return reserved
+            return self._install(reserved, None)
+        if own is not None and not (memory.left or making.found) and own == self.memory.own(arg):
+            self._remember(own, making, config)
         return self._install(making.made, config)
+
+    def _remember(self, own: bytes, making: _Making, config: VmConfig) -> None:
+        # The answer to a list follows from its bytes, where none of its pointers leads out of them: the same bytes, at
+        # the same place, are decided already. Nothing was found, so nothing is to be reported either.
+        if len(self._decided) >= MOST_DECIDED:
+            self._decided.clear()
+        self._decided[own] = (making.type_word(config), config)
 
     def _create_vm2_fixed(self, fd: int, arg: int) -> int:
         making = _Making(self, fd, fixed=True)
@@ -294,13 +310,14 @@ class _Making:
     def __init__(self, host: Lowered, system: int, fixed: bool = False) -> None:
         self.host, self.system, self.fixed = host, system, fixed
         self.made = -1
+        self.found: tuple[Finding, ...] = ()
 
     def __call__(self, findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
-        found = self.host._marked(findings)
+        found = self.found = self.host._marked(findings)
         if config is None or (dry and self._is_known(config)):
             return found
         try:
-            self.made = self.host.raw.ioctl(self.system, io.KVM_CREATE_VM, self._type_word(config))
+            self.made = self.host.raw.ioctl(self.system, io.KVM_CREATE_VM, self.type_word(config))
         except KvmError as error:
             return (*found, self._refused(error, config))
         if dry:
@@ -317,12 +334,13 @@ class _Making:
         """Whether the kernel's capabilities say that it takes this: then a dry run needs no VM."""
         return self.host.arch in ("arm64", "x86_64") or not config.machine_type
 
-    def _type_word(self, config: VmConfig) -> int:
+    def type_word(self, config: VmConfig) -> int:
+        """The word that asks the kernel for it."""
         word = word_of(self.host.kernel.type_word)
         return word.encode(config.ipa_bits) if config.ipa_bits else config.machine_type
 
     def _refused(self, error: KvmError, config: VmConfig) -> Finding:
-        kernel, type_word = self.host.kernel, self._type_word(config)
+        kernel, type_word = self.host.kernel, self.type_word(config)
         why = self.host.reasons.of_type(type_word, error.errno or 0)
         kind, value = (PHYSADDR, config.ipa_bits) if kernel.arch == "arm64" else (MACHINE, config.machine_type)
         # A bare EINVAL for a list that is well-formed: the host cannot give it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kvm2.abi import ioctls as io
 from kvm2.abi import vm2
@@ -24,20 +24,19 @@ KINDS = {"system": "/dev/kvm", "vm": "a VM", "vcpu": "a vCPU", "device": "a devi
 # The address space of VMs whose kernel says EINVAL, not EFAULT, beyond it: no slot is beyond in this check.
 NO_LIMIT = 64
 SLOT_CALLS = (io.KVM_SET_USER_MEMORY_REGION, io.KVM_SET_USER_MEMORY_REGION2)
-CREATES = {
-    io.KVM_CREATE_VM: "vm",
-    io.KVM_CREATE_VM2: "vm",
-    io.KVM_CREATE_VM2_FIXED: "vm",
-    io.KVM_CREATE_VCPU: "vcpu",
-}
+# The calls whose success tells something that explains a later failure.
+WATCHED = frozenset({*SLOT_CALLS, io.KVM_CREATE_VCPU, io.KVM_CREATE_DEVICE})
 
 
-class Known(NamedTuple):
+class Known:
     """A descriptor: its kind, and of a VM the slots in force and the ids of its vCPUs."""
 
-    kind: str
-    slots: MemSlots | None = None
-    ids: frozenset[int] | set[int] = frozenset()
+    __slots__ = ("ids", "kind", "slots")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.slots: MemSlots | None = None
+        self.ids: set[int] = set()
 
 
 class Reasons:
@@ -51,22 +50,19 @@ class Reasons:
 
     def opened(self, fd: int, kind: str = "system") -> None:
         """A new descriptor."""
-        self._known[fd] = Known(kind, None, set())
+        self._known[fd] = Known(kind)
 
     def closed(self, fd: int) -> None:
         """A descriptor is about to be closed."""
         self._known.pop(fd, None)
 
     def done(self, fd: int, request: int, arg: int, result: int) -> None:
-        """An ioctl that succeeded."""
-        kind = CREATES.get(request)
-        if kind is not None:
-            if result > 0:  # a dry run makes nothing
-                self.opened(result, kind)
-            if kind == "vcpu" and fd in self._known:
-                ids = self._known[fd].ids
-                assert isinstance(ids, set)
-                ids.add(arg)
+        """One of the WATCHED calls succeeded."""
+        if request == io.KVM_CREATE_VCPU:
+            self.opened(result, "vcpu")
+            known = self._known.get(fd)
+            if known is not None:
+                known.ids.add(arg)
         elif request in SLOT_CALLS:
             slots = self._slots(fd)
             region = self._region(arg)
@@ -95,7 +91,7 @@ class Reasons:
             return None
         if known.slots is None:
             bits = self._host.ipa_bits_of(fd) or NO_LIMIT
-            known = self._known[fd] = known._replace(slots=MemSlots(self._host.kernel, bits))
+            known.slots = MemSlots(self._host.kernel, bits)
         return known.slots
 
     # ---- explaining

@@ -157,10 +157,10 @@ def get_attr(client: Client, step: Step) -> Answer:
 
 
 def _negotiate(client: Client, step: Step, request: int) -> Answer:
-    from kvm2.negotiation import AttributeList
+    from kvm2.negotiation import list_of
 
     fd = client.number(step["vm"])
-    asked = AttributeList(attributes_of(step.get("attributes", ())))
+    asked = list_of(attributes_of(step.get("attributes", ())))
 
     def call() -> tuple[int, Iterable[Finding]]:
         try:

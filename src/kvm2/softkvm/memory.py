@@ -165,6 +165,11 @@ class ProcessMemory:
     kvm2.errors.KvmError: EFAULT: 4 bytes at 0x10 cannot be read
     """
 
+    def own(self, address: int) -> bytes | None:
+        """The whole of a buffer that this process vouches for, by its first address; None where there is none."""
+        end = _own.get(address)
+        return None if end is None else ctypes.string_at(address, end - address)
+
     def read(self, address: int, size: int) -> bytes:
         for start, end in _own.copy().items() if _own else ():
             if start <= address and address + size <= end:
@@ -196,3 +201,17 @@ class ProcessMemory:
             if byte is None or (write and not copy_out(where, byte)):
                 return False
         return True
+
+
+class Within:
+    """Another memory, and whether a read ever left the `size` bytes at `start` (`left`)."""
+
+    def __init__(self, memory: Memory, start: int, size: int) -> None:
+        self._memory, self._start, self._end = memory, start, start + size
+        self.left = False
+        self.write, self.accessible = memory.write, memory.accessible
+
+    def read(self, address: int, size: int) -> bytes:
+        """As the memory beneath."""
+        self.left = self.left or not self._start <= address <= self._end - size
+        return self._memory.read(address, size)
