@@ -32,6 +32,12 @@ def test_memory_is_shared_only_while_a_state_is_made() -> None:
     assert "mem-path=a,,b," in " ".join(qemu.command_line(one, "K", "I", "a,b", False))
 
 
+def test_a_restored_machine_loads_nothing() -> None:
+    assert "-initrd" not in qemu.command_line(shape("cortex-a57-4k"), "K", None, "M", False)
+    stub = qemu.stub_kernel()
+    assert stub[0x38:0x3C] == b"ARM\x64" and not any(stub[:0x38]) and not any(stub[0x3C:])
+
+
 def test_without_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnvironmentFault, match="qemu-system-arm"):
@@ -43,7 +49,7 @@ def test_without_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @needs_qemu
 def test_what_qemu_says_is_passed_on_and_nothing_stays_open() -> None:
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(EnvironmentFault, match=r"did not start(.|\n)*cortex-z1"):
+    with pytest.raises(EnvironmentFault, match=r"the emulated machine: it(.|\n)*cortex-z1"):
         qemu.Qemu([qemu.PROGRAM, "-M", "virt", "-cpu", "cortex-z1", "-nodefaults", "-display", "none"])
     assert set(os.listdir("/proc/self/fd")) <= before
 

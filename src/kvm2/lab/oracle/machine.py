@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.oracle import agent, initramfs, qemu
+from kvm2.lab.oracle import agent, cpio, elf, initramfs, qemu
 from kvm2.lab.oracle.link import Finished, Gone, Link, Sink
 from kvm2.lab.oracle.packages import Archive, cache_directory, need
 
@@ -38,7 +38,17 @@ Say = Callable[[str], None]
 # core, which has no business on a real KVM.
 PACKAGES = ("kvm2", "click", "rich")
 MISSING = ("unicorn", "pygments", "markdown_it")
-ALSO_IMPORTED = ("rich.console", "rich.table", "rich.text", "rich.progress", "lzma", "difflib", "mmap", "fcntl")
+ALSO_IMPORTED = (
+    "rich.console",
+    "rich.table",
+    "rich.text",
+    "rich.progress",
+    "runpy",
+    "lzma",
+    "difflib",
+    "mmap",
+    "fcntl",
+)
 
 
 def _silent(text: str) -> None:
@@ -47,7 +57,7 @@ def _silent(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A saved state: the directory with `memory`, `devices`, the `initrd` it was started with and `info.json`."""
+    """A saved state: the directory with `memory`, `devices`, `kernel` (a stub) and `info.json`."""
 
     directory: Path
 
@@ -131,7 +141,7 @@ class Machine:
 
 def _command(shape: Shape, state: State, shared: bool) -> list[str]:
     kernel, initrd = state.directory / "kernel", state.directory / "initrd"
-    return qemu.command_line(shape, str(kernel), str(initrd), str(state.memory), shared)
+    return qemu.command_line(shape, str(kernel), str(initrd) if initrd.exists() else None, str(state.memory), shared)
 
 
 def open_machine(shape: Shape, say: Say = _silent) -> Machine:
@@ -201,7 +211,7 @@ def _base_key(shape: Shape, kernel: Path, python: list[Path]) -> str:
         json.dumps(qemu.command_line(shape, "kernel", "initrd", "memory", True)),
         f"{program} {seen.st_size} {seen.st_mtime_ns}",
         *(path.name for path in (kernel, *python)),
-        *(Path(module.__file__ or "").read_bytes() for module in (agent, initramfs)),
+        *(Path(module.__file__ or "").read_bytes() for module in (agent, initramfs, cpio, elf)),
         str(initramfs.can_compile()),
     )
 
@@ -227,7 +237,7 @@ def warm_modules() -> list[str]:
         for module in pkgutil.walk_packages(kvm2.__path__, "kvm2.", onerror=lambda name: None)
         if not module.name.startswith(("kvm2.softkvm.cpu", "kvm2.lab.oracle", "kvm2.__main__", "kvm2.pytest_plugin"))
     ]
-    return [*ALSO_IMPORTED, *found]
+    return [*ALSO_IMPORTED, *found, "kvm2.lab.oracle.inside"]
 
 
 @contextmanager
@@ -285,11 +295,14 @@ def _make_base(shape: Shape, state: State, kernel: Path, python: list[Path], say
         machine.save(state.devices)
     finally:
         machine.quit()
+    # From now on both are in the memory: loading them again would only take time and room.
+    (state.directory / "kernel").write_bytes(qemu.stub_kernel())
+    (state.directory / "initrd").unlink()
 
 
 def _make_warm(shape: Shape, base: State, state: State, sources: list[tuple[str, bytes]], say: Say) -> None:
     say(f"{shape.name}: loading kvm2")
-    for name in ("kernel", "initrd", "info.json"):
+    for name in ("kernel", "info.json"):
         os.link(base.directory / name, state.directory / name)
     _copy_sparse(base.memory, state.memory)
     machine = qemu.Qemu(_command(shape, state, shared=True), incoming=base.devices)

@@ -37,8 +37,8 @@ QUIT_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
 
 
-def command_line(shape: Shape, kernel: str, initrd: str, memory: str, shared: bool) -> list[str]:
-    """What starts a machine, without its monitor and its port.
+def command_line(shape: Shape, kernel: str, initrd: str | None, memory: str, shared: bool) -> list[str]:
+    """What starts a machine, without its monitor and its port. A restored one needs no `initrd`: its memory has it.
 
     >>> from kvm2.lab.oracle.shapes import shape
     >>> command_line(shape("max-4k-gicv2"), "K", "I", "M", False)[1:3]
@@ -59,9 +59,19 @@ def command_line(shape: Shape, kernel: str, initrd: str, memory: str, shared: bo
         *("-m", f"{MEMORY_MIB}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", kernel),
-        *("-initrd", initrd),
+        *(("-initrd", initrd) if initrd else ()),
         *("-append", f"{APPEND} {shape.append}".rstrip()),
     ]
+
+
+def stub_kernel() -> bytes:
+    """An arm64 Image without code (Documentation/arch/arm64/booting.rst), for a machine whose memory has its kernel.
+
+    QEMU wants one, or else it makes the machine ready for firmware, with other rules for PSCI.
+    """
+    header = bytearray(64)
+    header[56:60] = b"ARM\x64"
+    return bytes(header).ljust(4096, b"\0")
 
 
 def _value(text: str) -> str:
