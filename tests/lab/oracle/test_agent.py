@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,13 +109,11 @@ def test_nothing_to_read(talk: Talk) -> None:
 def test_an_interrupt_reaches_the_process(talk: Talk) -> None:
     code = "import time; print('up', flush=True); time.sleep(60)"
     talk.link.start(PYTHON, ["python", "-c", code], {}, {}, [])
-    started = time.monotonic()
 
     def interrupt(data: bytes) -> None:
         talk.link.send(b"S", b"%d" % signal.SIGINT)
 
     assert talk.link.follow(None, interrupt, talk.err.extend).code == 130
-    assert time.monotonic() - started < 50
 
 
 def test_what_a_process_leaves_running_is_ended(talk: Talk) -> None:
