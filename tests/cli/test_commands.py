@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -75,6 +77,7 @@ def test_dry_run_creates_nothing(capsys):
         ("--granule", "8k"),
         ("--memory", "lots", "--ipa-bits", "auto"),
         ("--host", "no-such-host"),
+        ("--host", "max-4k-6.12", "--on", "apple-m1"),
     ],
 )
 def test_create_usage(capsys, words):
@@ -177,6 +180,8 @@ def test_run_that_fails_is_one(capsys, tmp_path):
         (("--host", "cortex-a53-4k", "--memory", "1M@0", "--memory", "1M@0"), 2, "overlap"),
         (("--host", "cortex-a53-4k", "--memory", "64M@1T"), 1, "EFAULT"),
         (("--host", "cortex-a53-4k", "--cpus", "9999"), 1, "EINVAL"),
+        (("--host", "cortex-a53-4k", "--timeout", "nan"), 2, "numbers of seconds from 0 on"),
+        (("--host", "cortex-a53-4k", "--timeout", "-1"), 2, "numbers of seconds from 0 on"),
     ],
 )
 def test_run_refusals(capsys, words, code, text):
@@ -191,6 +196,32 @@ def test_shell_runs_a_program(capsys):
     code, found = asked(capsys, "shell", "--host", "apple-m1", "-c", program)
     assert code == 0 and found["output"] == "apple-m1 32 64 0\n"
     assert asked(capsys, "shell", "--host", "apple-m1")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "kind", "said"),
+    [
+        (
+            "print(1)\n1 / 0",
+            1,
+            "ZeroDivisionError",
+            'Traceback (most recent call last):\n  File "<kvm2 shell>", line 2',
+        ),
+        ("print(1) +", 1, "SyntaxError", '  File "<kvm2 shell>", line 1'),
+        ("print(1); vm.create_vcpu(0)", 1, "KvmError", "kvm2: EEXIST"),
+        ("print(1); vm.create_vcpu('x')", 2, "UsageError", "kvm2: "),
+        ("print(1); raise SystemExit('done')", 1, "SystemExit", "done"),
+        ("print(1); raise SystemExit(7)", 7, "SystemExit", ""),
+    ],
+)
+def test_a_program_that_fails_is_shown_without_our_frames(program, code, kind, said):
+    words = [sys.executable, "-m", "kvm2", "shell", "--host", "apple-m1", "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stderr.startswith(said) and "click" not in done.stderr
+    done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"], found["error"]["kind"]) == (code, False, kind)
+    assert found["output"] == ("" if kind == "SyntaxError" else "1\n") and found["findings"] == []
 
 
 def test_shell_prompts(capsys, monkeypatch):

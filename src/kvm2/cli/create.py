@@ -43,6 +43,9 @@ def command(
     if dry_run and call != "KVM_CREATE_VM2":
         raise UsageError(f"--dry-run is an attribute of KVM_CREATE_VM2; {call} has no such thing")
     if hosts is not None:
+        given = click.get_current_context().get_parameter_source("host")
+        if given is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--host is one host, --on is several: give one of them, or --on {host},{hosts}")
         from kvm2.cli.create_on import create_on
 
         return create_on(hosts, spec, call, wanted, dry_run=dry_run, working_caps=working_caps, as_json=as_json)

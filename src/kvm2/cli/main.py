@@ -7,6 +7,7 @@ A subcommand's module is imported when it is used, and nothing else is: `kvm2 --
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -89,15 +90,28 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     words = list(sys.argv[1:] if args is None else args)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: what is said goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _no_more_output()  # whoever read it has seen enough
         return OK
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _no_more_output()
+        print(f"kvm2: standard output cannot be written: {error.strerror}; write it to another place", file=sys.stderr)
+        return ENVIRONMENT
     return code
+
+
+def _no_more_output() -> None:
+    # Python would complain once more when it flushes at exit.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:
@@ -126,20 +140,26 @@ class JsonWritten(KeyboardInterrupt):
     """An interrupt after the command has written its one JSON object."""
 
 
-def _failed(words: list[str], error: Exception) -> int:
+def code_of(error: Exception) -> int | None:
+    """The exit code for an error; None for one that is a defect."""
     from kvm2 import errors
 
     if isinstance(error, click.ClickException | errors.UsageError):
-        code = USAGE
-    elif isinstance(error, errors.EnvironmentFault):
-        code = ENVIRONMENT
-    elif isinstance(error, errors.Kvm2Error):
-        code = FAILED
-    else:
+        return USAGE
+    if isinstance(error, errors.EnvironmentFault):
+        return ENVIRONMENT
+    return FAILED if isinstance(error, errors.Kvm2Error) else None
+
+
+def _failed(words: list[str], error: Exception) -> int:
+    code = code_of(error)
+    if code is None:
         raise error
     from kvm2.cli.render import complaint, refusal
 
-    if "--json" in words:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())) and "--json" not in words:
+        print(error, file=sys.stderr)  # a group without a subcommand: its help
+    elif "--json" in words:
         refusal(words, error)
     else:
         complaint(error)

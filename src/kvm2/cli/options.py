@@ -35,6 +35,21 @@ class Number(_ParamType):
             self.fail(f"{value!r} is not a number: write 40 or 0x28", param, ctx)
 
 
+class Seconds(_ParamType):
+    """A time in seconds, 0 or more; also "inf"."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not seconds >= 0:  # NaN is no time either
+            self.fail(f"{value!r}: allowed are numbers of seconds from 0 on, 0.5 too", param, ctx)
+        return seconds
+
+
 class Memory(_ParamType):
     """SIZE[@ADDRESS]; without an address the default RAM base, 1G."""
 

@@ -35,6 +35,11 @@ def _json(value: object) -> Any:
 def refusal(words: Sequence[str], error: BaseException, kind: str = "") -> None:
     """The JSON object of a command that failed: what went wrong, with every finding."""
     command = next((word for word in words if not word.startswith("-")), "kvm2")
+    emit(command, failure(error, kind), ok=False)
+
+
+def failure(error: BaseException, kind: str = "") -> dict[str, Any]:
+    """`error` and `findings`, as every JSON object of a failure has them."""
     if isinstance(error, KvmError):
         about = {"kind": "KvmError", "errno": error.name, "number": error.errno, "message": error.reason or str(error)}
         findings = [finding.to_dict() for finding in error.findings]
@@ -42,7 +47,7 @@ def refusal(words: Sequence[str], error: BaseException, kind: str = "") -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         about = {"kind": kind or type(error).__name__, "message": text}
         findings = []
-    emit(command, {"error": about, "findings": findings}, ok=False)
+    return {"error": about, "findings": findings}
 
 
 def complaint(error: BaseException) -> None:
@@ -55,6 +60,18 @@ def complaint(error: BaseException) -> None:
     else:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"kvm2: {text}", file=sys.stderr)
+
+
+def program_failed(error: Exception, file: str) -> None:
+    """The traceback of a user's program on stderr: the frames from `file` on, without ours above them."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = next((i for i, frame in enumerate(frames) if frame.filename == file), len(frames))
+    if frames[inside:]:
+        print("Traceback (most recent call last):", file=sys.stderr)
+        print("".join(traceback.format_list(frames[inside:])), end="", file=sys.stderr)
+    print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
 
 
 def show_findings(findings: Iterable[Finding]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvm2.cli.options import host_option, json_option, spec_options, working_caps_option
+from kvm2.cli.options import Seconds, host_option, json_option, spec_options, working_caps_option
 from kvm2.cli.render import emit, table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ QUIET_SECONDS = 1.0
 @click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="vCPUs; PSCI starts the others.")
 @click.option("--top", is_flag=True, help="Map 64K at the end of the IPA space (always done for the demonstration).")
 @click.option("--no-params", is_flag=True, help="Enter the guest with x0 = 0, without a parameter block.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop the guest after this time.")
+@click.option("--timeout", type=Seconds(), metavar="SECONDS", help="Stop the guest after this time.")
 @json_option
 def command(host: str | None, working_caps: bool, guest: str | None, as_json: bool, cpus: int, **wanted: Any) -> int:
     """Run GUEST (an ELF64 or a flat image) on a host of its architecture, through KVM_CREATE_VM2.

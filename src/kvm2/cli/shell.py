@@ -8,6 +8,8 @@ import click
 
 from kvm2.cli.options import chosen_host, host_option, json_option, spec_options, working_caps_option
 
+PROGRAM = "<kvm2 shell>"  # what tracebacks call the program of -c
+
 
 @click.command("shell", short_help="A Python prompt with kvm, vm and vcpu made.")
 @host_option
@@ -15,7 +17,7 @@ from kvm2.cli.options import chosen_host, host_option, json_option, spec_options
 @spec_options
 @click.option("-c", "code", metavar="PROGRAM", help="Run this program instead of prompting.")
 @json_option
-def command(host: str | None, working_caps: bool, code: str | None, as_json: bool, **wanted: Any) -> None:
+def command(host: str | None, working_caps: bool, code: str | None, as_json: bool, **wanted: Any) -> int:
     """Open a Python prompt with `kvm`, `vm`, `vcpu` (initialised) and `ram` (64M@1G, or --memory) made.
 
     Without --ipa-bits an arm64 VM is as large as its memory needs ('auto'). On an x86-64 /dev/kvm `ram` is 64M@0, and
@@ -44,16 +46,19 @@ def command(host: str | None, working_caps: bool, code: str | None, as_json: boo
                 vcpu.set_cpuid(kvm.supported_cpuid())
             names = {"kvm2": kvm2, "kvm": kvm, "vm": vm, "vcpu": vcpu, "ram": rams[0], "rams": rams}
             if code is None:
-                _prompt(names)
-            elif as_json:
-                _program_as_json(code, names)
-            else:
-                exec(compile(code, "<kvm2 shell>", "exec"), names)
+                return _prompt(names)
+            return _program_as_json(code, names) if as_json else _program(code, names)
 
 
-def _prompt(names: dict[str, Any]) -> None:
+def _prompt(names: dict[str, Any]) -> int:
     import code
     import contextlib
+    import sys
+
+    if sys.stdin is None:
+        from kvm2.errors import UsageError
+
+        raise UsageError("standard input is closed: a prompt needs one; give a program with -c")
 
     with contextlib.suppress(ImportError):
         import readline
@@ -63,15 +68,41 @@ def _prompt(names: dict[str, Any]) -> None:
         readline.parse_and_bind("tab: complete")
     banner = f"kvm2 on {names['kvm'].name}: kvm, vm, vcpu, ram (at {names['ram'].gpa:#x}). Ctrl-D leaves."
     code.interact(banner=banner, local=names, exitmsg="")
+    return 0
 
 
-def _program_as_json(code: str, names: dict[str, Any]) -> None:
+def _program(code: str, names: dict[str, Any]) -> int:
+    from kvm2.cli.main import FAILED, OK
+    from kvm2.cli.render import program_failed
+    from kvm2.errors import Kvm2Error
+
+    try:
+        exec(compile(code, PROGRAM, "exec"), names)
+    except (Kvm2Error, BrokenPipeError):
+        raise
+    except Exception as error:
+        program_failed(error, PROGRAM)
+        return FAILED
+    return OK
+
+
+def _program_as_json(code: str, names: dict[str, Any]) -> int:
     import contextlib
     import io
 
-    from kvm2.cli.render import emit
+    from kvm2.cli.main import FAILED, OK, code_of
+    from kvm2.cli.render import emit, failure
 
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(compile(code, "<kvm2 shell>", "exec"), names)
-    emit("shell", {"host": names["kvm"].name, "output": said.getvalue()})
+    result: dict[str, Any] = {}
+    exit_code = OK
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(compile(code, PROGRAM, "exec"), names)
+    except SystemExit as stop:
+        exit_code = stop.code if isinstance(stop.code, int) else FAILED * (stop.code is not None)
+        result = failure(stop) if exit_code else {}
+    except Exception as error:
+        result, exit_code = failure(error), code_of(error) or FAILED
+    emit("shell", {"host": names["kvm"].name, "output": said.getvalue(), **result}, ok=not exit_code)
+    return exit_code

@@ -123,9 +123,9 @@ def _command(words: list[str]) -> int:
 def _script(path: Path, args: list[str]) -> int:
     """Run a script as Python would: its own sys.argv and directory, and its traceback if it fails."""
     import runpy
-    import traceback
 
     from kvm2.cli.main import FAILED, INTERRUPTED, OK
+    from kvm2.cli.render import program_failed
 
     argv, paths = sys.argv, list(sys.path)
     sys.argv, sys.path[:0] = [str(path), *args], [str(path.resolve().parent)]
@@ -140,12 +140,7 @@ def _script(path: Path, args: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        # The frames of the script, without ours and runpy's above them.
-        frames = traceback.extract_tb(error.__traceback__)
-        inside = next((i for i, frame in enumerate(frames) if Path(frame.filename) == path), 0)
-        print("Traceback (most recent call last):", file=sys.stderr)
-        print("".join(traceback.format_list(frames[inside:])), end="", file=sys.stderr)
-        print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
+        program_failed(error, str(path))
         return FAILED
     finally:
         sys.argv = argv
