@@ -47,6 +47,13 @@ def test_exit_codes_of_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform"]) == 2
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("option", ["--html", "--record"])
+def test_a_report_that_cannot_be_written_is_the_environments(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", "--host", "cortex-a53-4k", "--only", "sys/api", option, "/dev/full", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["message"].startswith("/dev/full: cannot be written: No space")
+
+
 def test_an_interrupt_prints_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = Conform.run
 

@@ -40,6 +40,36 @@ def test_probe_writes_a_host_and_does_not_overwrite_it(capsys: pytest.CaptureFix
     assert [one.name for one in tmp_path.iterdir()] == ["mine.toml"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--save", "no-such-directory/mine.toml"), "there is no directory"),
+        (("--save", ""), "is a directory"),
+        (("--save", "."), "is a directory"),
+        (("--name", " "), "--name is empty"),
+    ],
+)
+def test_probe_refuses_a_place_before_it_asks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], said: str
+) -> None:
+    monkeypatch.setattr("kvm2.lab.hosts_asked.probed_of", None)  # asking would fail
+    code, out, err = run(capsys, "probe", "--host", "apple-m1", *words)
+    assert code == 2 and out == "" and said in err
+
+
+def test_plan_asks_this_machine_and_each_host_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvm2.lab import hosts_asked
+
+    monkeypatch.setattr(hosts_asked, "is_real", lambda name: name == "/dev/kvm")
+    monkeypatch.setattr(hosts_asked, "probe_real", lambda **_: hosts_asked.probed_of("apple-m1", guests=False))
+    code, found = parsed(capsys, "plan", "--memory", "16G@56G", "--hosts", "/dev/kvm,graviton3")
+    assert code == 1 and [one["limit"] for one in found["hosts"]] == [36, 48]
+    code, _, err = run(capsys, "plan", "--memory", "1G@1G", "--hosts", "apple-m1,apple-m1")
+    assert code == 2 and "given twice" in err
+
+
 def test_probe_to_stdout_is_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run(capsys, "probe", "--host", "apple-m1", "--save", "-", "--name", "desk", "--no-guests")
     (tmp_path / "desk.toml").write_text(out)

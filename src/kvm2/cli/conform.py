@@ -42,7 +42,7 @@ def command(
 
     Exit code 0 when every difference has a name in the differences file, 1 otherwise.
     """
-    from kvm2.cli.verdicts import check_writable, write_answers
+    from kvm2.cli.verdicts import check_writable, write_answers, write_file
     from kvm2.lab.conform import Conform, Wanted
 
     check_writable(html, record)
@@ -52,7 +52,7 @@ def command(
     if html is not None:
         from kvm2.lab.conform_html import page
 
-        html.write_text(page(done))
+        write_file(html, page(done))
     _print(done, as_json)
     if interrupted:
         if as_json:

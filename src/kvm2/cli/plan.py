@@ -15,7 +15,9 @@ _GRANULES = {"4K": 12, "16K": 14, "64K": 16}
 @click.command("plan")
 @click.option("--memory", multiple=True, required=True, metavar="SIZE@ADDRESS",
               help="A range of guest memory, as 512M@1G or 0x10000@0. May be repeated.")  # fmt: skip
-@click.option("--hosts", metavar="NAME,...", help="The hosts to ask, names or files. Default: every arm64 host.")
+@click.option(
+    "--hosts", metavar="NAME,...", help="The hosts to ask: names, files, /dev/kvm. Default: every arm64 host."
+)
 @click.option(
     "--granule", type=click.Choice(list(_GRANULES)), help="The stage-2 granule. Default: each host's page size."
 )
@@ -34,7 +36,9 @@ def command(memory: tuple[str, ...], hosts: str | None, granule: str | None, as_
     if hosts is None:
         asked = [host for host in map(profile.load, profile.names()) if host.arch == "arm64"]
     else:
-        asked = [profile.load(name.strip()) for name in hosts.split(",")]
+        from kvm2.lab.hosts_asked import profile_of, several
+
+        asked = [profile_of(name) for name in several((hosts,), least=1)]
     made = plan(pieces, asked, _GRANULES[granule] if granule else None)
     good = made.fits if hosts is not None else any(host.fits for host in made.hosts)
     if as_json:

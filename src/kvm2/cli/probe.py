@@ -36,11 +36,8 @@ def command(
     from kvm2.lab.hosts_asked import probed_of
     from kvm2.lab.probe import save as write
 
-    path = Path(save) if save and save != "-" else None
-    if path is not None and path.exists() and not force:
-        from kvm2.errors import UsageError
-
-        raise UsageError(f"{path} is there already: give another name, or --force")
+    path = Path(save) if save is not None and save != "-" else None
+    _check(path, name, force)
     if is_real(host):
         print(f"kvm2: asking {host} ...", file=sys.stderr)
     probed = probed_of(host, name or (path.stem if path else None), guests=not no_guests, mainline=mainline)
@@ -56,6 +53,17 @@ def command(
         print(f"{path}: {_line(probed)}")
     else:
         _show(probed)
+
+
+def _check(path: Path | None, name: str | None, force: bool) -> None:
+    from kvm2.cli.verdicts import check_writable
+    from kvm2.errors import UsageError
+
+    if name is not None and not name.strip():
+        raise UsageError("--name is empty: a host needs a name, or leave it out")
+    check_writable(path)
+    if path is not None and path.exists() and not force:
+        raise UsageError(f"{path} is there already: give another name, or --force")
 
 
 def _emit(probed: Probed, save: str | None) -> None:

@@ -34,7 +34,17 @@ def check_writable(*paths: Path | None) -> None:
 def write_answers(report: Report, path: Path | None) -> None:
     """The answers of a report into a file of answers, where one is wanted."""
     if path is not None:
-        path.write_text("".join(line + "\n" for line in report.record_lines()))
+        write_file(path, "".join(line + "\n" for line in report.record_lines()))
+
+
+def write_file(path: Path, text: str) -> None:
+    """A file of UTF-8. EnvironmentFault where the system has no place for it."""
+    from kvm2.errors import EnvironmentFault
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}; choose another place") from error
 
 
 def show_differences(report: Report, other: str = "recorded") -> None:
