@@ -152,8 +152,8 @@ class VmSpec:
         size = described.get(2)
         if size is None:
             raise UsageError(
-                f"physaddr_bits = '{self.physaddr_bits}': this host does not describe the attribute "
-                "ARM64_PHYSADDR_SIZE (KVM_DESCRIBE_VM2); give a number"
+                f"physaddr_bits = '{self.physaddr_bits}': on this host a VM's size cannot be chosen "
+                "(KVM_DESCRIBE_VM2 has no ARM64_PHYSADDR_SIZE); leave physaddr_bits out"
             )
         if self.physaddr_bits == "max":
             return size.max
