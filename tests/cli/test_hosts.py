@@ -23,7 +23,7 @@ def run(command: object, *arguments: str) -> Result:
 
 
 def test_the_list() -> None:
-    lines = run(hosts.command).output.splitlines()
+    lines = run(hosts.command).stdout.splitlines()
     assert lines[0].split()[:3] == ["host", "IPA", "page"]
     assert [line.split()[0] for line in lines[1:]] == profile.names()
     m1 = next(line for line in lines if line.startswith("apple-m1"))
