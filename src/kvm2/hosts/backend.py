@@ -69,3 +69,22 @@ class Backend(Protocol):
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         ...
+
+
+class RawKvm(Backend, Protocol):
+    """A kernel as it is. `reserve` and `fill` are for a VM that gets its number before it is made."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def arch(self) -> str: ...
+    @property
+    def page_shift(self) -> int: ...
+
+    def reserve(self) -> int:
+        """A descriptor that answers nothing yet."""
+        ...
+
+    def fill(self, fd: int, made: int) -> None:
+        """What descriptor `made` refers to gets the reserved number `fd`; `made` is closed."""
+        ...

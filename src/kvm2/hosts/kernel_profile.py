@@ -24,7 +24,7 @@ from kvm2.softkvm.profile_rules import PA_BITS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvm2.hosts.lowering import RawKvm
+    from kvm2.hosts.backend import RawKvm
 
 MMFR0 = onereg.sysreg(sysregs.ID_AA64MMFR0_EL1)
 PARANGE = 0xF

@@ -20,7 +20,7 @@ from kvm2.softkvm.sysregs_id import parange_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvm2.hosts.lowering import RawKvm
+    from kvm2.hosts.backend import RawKvm
     from kvm2.softkvm.memory import Memory
     from kvm2.softkvm.vmconfig import VmConfig
 

@@ -12,13 +12,13 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kvm2.abi import ioctls as io
 from kvm2.abi import vm2
 from kvm2.abi.findings import KERNEL, LIBRARY, NO_ATTR, Finding
 from kvm2.errors import KvmError
-from kvm2.hosts.backend import Backend, Runner
+from kvm2.hosts.backend import Runner
 from kvm2.hosts.kernel_profile import read_kernel
 from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm, OldVm
 from kvm2.hosts.reasons import WATCHED, Reasons
@@ -30,30 +30,12 @@ from kvm2.softkvm.typeword import word_of
 from kvm2.softkvm.vmconfig import MACHINE, PHYSADDR, Configuring, VmConfig
 
 if TYPE_CHECKING:
+    from kvm2.hosts.backend import RawKvm
     from kvm2.hosts.kernel_profile import KernelProfile
 
 # The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
 MOST_DECIDED = 256
 UNKNOWN_ON_VM = {"arm64": errno.EINVAL}
-
-
-class RawKvm(Backend, Protocol):
-    """A kernel as it is. `reserve` and `fill` are for a VM that gets its number before it is made."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def arch(self) -> str: ...
-    @property
-    def page_shift(self) -> int: ...
-
-    def reserve(self) -> int:
-        """A descriptor that answers nothing yet."""
-        ...
-
-    def fill(self, fd: int, made: int) -> None:
-        """What descriptor `made` refers to gets the reserved number `fd`; `made` is closed."""
-        ...
 
 
 class Lowered:

@@ -14,7 +14,7 @@ from kvm2.hosts.lowering import Lowered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvm2.hosts.lowering import RawKvm
+    from kvm2.hosts.backend import RawKvm
 
 INSTEAD = "or give a described host (`kvm2 hosts` lists them)"
 
