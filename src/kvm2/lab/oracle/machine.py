@@ -147,7 +147,8 @@ def _command(shape: Shape, state: State, shared: bool) -> list[str]:
 def open_machine(shape: Shape, say: Say = _silent) -> Machine:
     """A machine of a shape, warm; built first where there is none yet, or where it is stale.
 
-    A saved machine that cannot be restored (a file of it was damaged) is built again, once.
+    A saved machine that cannot be restored (a file of it was damaged) is built again, once. The machine ends with the
+    thread that opens it, if nobody closes it before.
     """
     state = build(shape, say)
     try:

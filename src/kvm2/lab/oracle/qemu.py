@@ -93,12 +93,13 @@ def _die_with_parent() -> None:
 
 
 class Qemu:
-    """A running QEMU. `port` is a socket to the machine's agent."""
+    """A running QEMU; `port` is a socket to the machine's agent. It ends with the thread that started it."""
 
     def __init__(self, command: Sequence[str], incoming: Path | None = None) -> None:
         if sys.platform != "linux":
             raise EnvironmentFault("the oracle needs Linux: it is built from Debian's packages by apt and dpkg")
         need(PROGRAM)
+        state = os.open(incoming, os.O_RDONLY | os.O_CLOEXEC) if incoming is not None else None
         # What the kernel prints on its console, and QEMU on its standard error.
         self._said: int | None = os.memfd_create("kvm2-oracle")
         self._last_words: list[str] = []
@@ -112,7 +113,6 @@ class Qemu:
             *("-chardev", f"socket,id=port,fd={port.fileno()}"),
             *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=agent"),
         ]
-        state = os.open(incoming, os.O_RDONLY | os.O_CLOEXEC) if incoming is not None else None
         if state is not None:
             inherited.append(state)
             words += ["-S", "-incoming", "defer"]
