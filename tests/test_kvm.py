@@ -42,6 +42,28 @@ def test_unknown_names_are_usage_errors(kvm):
         kvm2.nothing  # noqa: B018
 
 
+def test_what_is_no_name_no_list_and_no_data_is_a_usage_error(kvm):
+    vm = kvm.create_vm2(physaddr_bits=36)
+    ram = vm.map(0, 1 << 16)
+    for call, said in (
+        (lambda: kvm.check_extension(None), "None is not a capability"),
+        (lambda: kvm.check_extension(b"SVE"), "is not a capability"),
+        (lambda: vm.create_device(None), "None is not a device"),
+        (lambda: vm.create_vcpu().init([None]), "None is not a vCPU feature"),
+        (lambda: vm.create_vcpu(1).init(5), "5 is not a list of vCPU features"),
+        (lambda: kvm.create_vm2(5), "5 is not a list of attributes"),
+        (lambda: kvm.create_vm2_fixed([]), r"\[\] is not a VmSpec"),
+        (lambda: vm.set_attrs(5), "5 is not a list of attributes"),
+        (lambda: vm.commit(5), "5 is not a list of attributes"),
+        (lambda: vm.read(0, -1), "size = -1"),
+        (lambda: vm.read("0", 1), "gpa = '0'"),
+        (lambda: vm.write(0, "text"), "guest memory takes bytes"),
+        (lambda: ram.write(0, [1]), "guest memory takes bytes"),
+    ):
+        with pytest.raises(kvm2.UsageError, match=said):
+            call()
+
+
 def test_every_public_name_is_there():
     for name in dir(kvm2):
         assert getattr(kvm2, name) is not None

@@ -69,7 +69,7 @@ def test_max_and_default_and_what_is_missing():
     assert VmSpec().resolve_ipa_bits(HOST) == 40
     with pytest.raises(UsageError, match="needs the memory map"):
         VmSpec(physaddr_bits="auto").resolve_ipa_bits(HOST)
-    with pytest.raises(UsageError, match="size cannot be chosen .* leave physaddr_bits out"):
+    with pytest.raises(UsageError, match=r"size cannot be chosen .* leave physaddr_bits out"):
         VmSpec(physaddr_bits="max").resolve_ipa_bits({})
 
 
@@ -92,6 +92,10 @@ def test_vector_lengths_are_the_hosts_up_to_the_one_asked_for_and_that_one(bits,
         {"physaddr_bits": True},
         {"max_vcpus": 1.5},
         {"page_shift": -1},
+        {"parange_follows_ipa": 2},
+        {"negotiate": 1},
+        {"memory": 5},
+        {"memory": [1]},
     ],
 )
 def test_what_no_attribute_can_say_is_refused_with_the_allowed_values(wrong):

@@ -126,6 +126,17 @@ def test_each_architecture_refuses_the_others_calls_in_words(fake):
     assert not [request for _, request, _ in fake.calls if request in {row.number for row in x86.IOCTLS}]
 
 
+def test_what_is_no_list_never_becomes_an_ioctl(fake):
+    fake.arch = "x86_64"
+    vcpu = Kvm(fake, "fake").create_vm().create_vcpu()
+    before = len(fake.calls)
+    with pytest.raises(UsageError, match="5 is not a list of entries"):
+        vcpu.set_cpuid(5)
+    with pytest.raises(UsageError, match="'apic' is not an irqchip: "):
+        vcpu.vm.get_irqchip("apic")
+    assert len(fake.calls) == before
+
+
 def test_a_structure_of_the_wrong_kind_never_becomes_an_ioctl(fake):
     fake.arch = "x86_64"
     vcpu = Kvm(fake, "fake").create_vm().create_vcpu()

@@ -16,7 +16,7 @@ from kvm2.abi.vm2 import (
 from kvm2.errors import KvmError, UsageError
 from kvm2.handle import Buffer, checked_word
 from kvm2.hosts import backend_of
-from kvm2.names import capability
+from kvm2.names import ATTRIBUTES, capability, listed
 from kvm2.negotiation import send
 from kvm2.spec import MIN_IPA_BITS, VmSpec
 from kvm2.vm import Vm
@@ -137,12 +137,14 @@ class Kvm(X86Kvm):
         if spec is not None and not isinstance(spec, VmSpec):
             if wanted:
                 raise UsageError(f"a list of attributes and {', '.join(wanted)}: give one of them")
-            return list(spec)
+            return listed(spec, ATTRIBUTES)
         spec = self._spec(spec, wanted)
         return spec.attributes(self.known_of(spec))
 
     def _spec(self, spec: VmSpec | None, wanted: dict[str, Any]) -> VmSpec:
         if spec is not None:
+            if not isinstance(spec, VmSpec):
+                raise UsageError(f"{spec!r} is not a VmSpec")
             if wanted:
                 raise UsageError(f"a VmSpec and {', '.join(wanted)}: give one of them")
             return spec

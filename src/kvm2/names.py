@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kvm2.abi import structs_arm64 as arm
 from kvm2.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+T = TypeVar("T")
+
+ATTRIBUTES = "attributes (objects of kvm2.abi.vm2, such as Arm64PhysaddrSize)"
 
 FEATURES = {
     "power_off": arm.KVM_ARM_VCPU_POWER_OFF,
@@ -31,11 +35,26 @@ def lookup(name: str | int, table: Mapping[str, int], what: str) -> int:
     """The number of a name; numbers are taken as they are. UsageError with the nearest names otherwise."""
     if isinstance(name, int):
         return name
+    article = "an" if what[0] in "aeiou" else "a"
+    if not isinstance(name, str):
+        raise UsageError(f"{name!r} is not {article} {what}: give its name or its number")
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list(table)[:12])}"
-    raise UsageError(f"{name!r} is not a {what}: {hint}")
+    raise UsageError(f"{name!r} is not {article} {what}: {hint}")
+
+
+def listed(items: Iterable[T], of: str) -> list[T]:
+    """The items; UsageError where there is nothing to go through.
+
+    >>> listed((1, 2), "MSRs")
+    [1, 2]
+    """
+    try:
+        return list(items)
+    except TypeError:
+        raise UsageError(f"{items!r} is not a list of {of}") from None
 
 
 def capability(name: str | int) -> int:
@@ -48,6 +67,8 @@ def capability(name: str | int) -> int:
         return name
     from kvm2.abi.caps import CAPABILITIES
 
+    if not isinstance(name, str):
+        return lookup(name, CAPABILITIES, "capability")
     full = name.upper() if name.upper().startswith("KVM_CAP_") else f"KVM_CAP_{name.upper()}"
     return lookup(full, CAPABILITIES, "capability")
 
@@ -75,8 +96,8 @@ def feature_bits(features: Iterable[str | int]) -> tuple[int, ...]:
     20
     """
     words = [0] * 7
-    for feature in features:
-        name = feature if isinstance(feature, int) else feature.lower().removeprefix("kvm_arm_vcpu_")
+    for feature in listed(features, "vCPU features"):
+        name = feature.lower().removeprefix("kvm_arm_vcpu_") if isinstance(feature, str) else feature
         bit = lookup(name, FEATURES, "vCPU feature")
         if not 0 <= bit < 32 * len(words):
             raise UsageError(f"vCPU feature {bit}: allowed are bits 0 to {32 * len(words) - 1}")

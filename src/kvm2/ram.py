@@ -42,6 +42,13 @@ class Allocation:
         self.view = memoryview(self._mapping)[offset : offset + size]
 
 
+def writable(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+    """The data, where it is bytes; UsageError otherwise."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UsageError(f"data = {data!r}: guest memory takes bytes")
+    return data
+
+
 class Ram:
     """What `Vm.map` returns: `size` bytes that the guest sees at `gpa`, in slot number `slot`.
 
@@ -90,7 +97,7 @@ class Ram:
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`; UsageError where it does not fit."""
-        self._check(offset, len(data))
+        self._check(offset, len(writable(data)))
         self._allocation.view[offset : offset + len(data)] = data
         self._changed(offset, len(data))
 

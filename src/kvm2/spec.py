@@ -85,6 +85,11 @@ class VmSpec:
         _check_word("page_shift", self.page_shift, 32)
         _check_word("max_vcpus", self.max_vcpus, 32)
         _check_word("machine_type", self.machine_type, 64)
+        for name in ("parange_follows_ipa", "negotiate"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} = {getattr(self, name)!r}: allowed are True and False")
+        if not isinstance(self.memory, list | tuple) or not all(isinstance(one, MemoryRange) for one in self.memory):
+            raise UsageError(f"memory = {self.memory!r}: allowed are MemoryRange(base, size), any number in a tuple")
         if self.physaddr_bits not in ("auto", "max"):
             _check_word("physaddr_bits", self.physaddr_bits, 32, "or 'auto' or 'max'")
         if self.sve != "vcpu" and self.sve is not None:

@@ -11,8 +11,8 @@ from kvm2.abi.structs_arm64 import ArmCounterOffset, ArmDeviceAddr, RegMaskRange
 from kvm2.device import Device
 from kvm2.errors import UsageError
 from kvm2.handle import Buffer, Memories, checked_word
-from kvm2.names import capability, capability_words, device_type
-from kvm2.ram import LOG_DIRTY_PAGES, READONLY, Allocation, Ram
+from kvm2.names import ATTRIBUTES, capability, capability_words, device_type, listed
+from kvm2.ram import LOG_DIRTY_PAGES, READONLY, Allocation, Ram, writable
 from kvm2.vcpu import Vcpu
 from kvm2.x86_vm import X86Vm
 
@@ -80,7 +80,8 @@ class Vm(X86Vm):
 
     def _pieces(self, gpa: int, size: int) -> list[tuple[Ram, int, int]]:
         """(memory, offset, bytes) of every part of a guest physical range; UsageError where none is mapped."""
-        pieces, at = [], gpa
+        pieces, at = [], checked_word("gpa", gpa, 64)
+        checked_word("size", size, 64)
         while at < gpa + size:
             ram = next((r for r in self.rams.values() if r.gpa <= at < r.gpa + r.size), None)
             if ram is None:
@@ -97,7 +98,7 @@ class Vm(X86Vm):
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at a guest physical address, across slots; nothing is written where a part is not mapped."""
-        done = 0
+        done, data = 0, writable(data)
         for ram, offset, count in self._pieces(gpa, len(data)):
             ram.write(offset, data[done : done + count])
             done += count
@@ -181,10 +182,10 @@ class Vm(X86Vm):
         """KVM_VM2_SET_ATTRS on a VM that is being configured; returns the notes. KvmError with every finding."""
         from kvm2.negotiation import send
 
-        return send(self, ioctls.KVM_VM2_SET_ATTRS, attributes, dry_run=dry_run)[1]
+        return send(self, ioctls.KVM_VM2_SET_ATTRS, listed(attributes, ATTRIBUTES), dry_run=dry_run)[1]
 
     def commit(self, attributes: Sequence[object] = (), *, dry_run: bool = False) -> tuple[Finding, ...]:
         """KVM_VM2_COMMIT: the end of the negotiation phase; returns the notes. KvmError with every finding."""
         from kvm2.negotiation import send
 
-        return send(self, ioctls.KVM_VM2_COMMIT, attributes, dry_run=dry_run)[1]
+        return send(self, ioctls.KVM_VM2_COMMIT, listed(attributes, ATTRIBUTES), dry_run=dry_run)[1]

@@ -10,6 +10,7 @@ from kvm2.abi import ioctls
 from kvm2.abi.layout import Scalar, Structure, extent
 from kvm2.errors import KvmError, UsageError
 from kvm2.handle import Buffer, Handle, checked_word, packed
+from kvm2.names import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +73,7 @@ class X86Calls(Handle):
     def _x86_send_list(self, call: str, items: Sequence[Structure]) -> tuple[int, bytes]:
         """A call with a head and these items: (what it returned, the bytes as the host left them)."""
         self._only_on("x86_64", call)
-        row = row_of(call)
+        row, items = row_of(call), listed(items, "entries")
         for item in items:
             if type(item) is not row.tail:
                 raise UsageError(f"{call} takes objects of {getattr(row.tail, '__qualname__', row.tail)}, not {item!r}")

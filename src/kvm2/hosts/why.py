@@ -11,7 +11,7 @@ import errno
 _INIT_FIRST = "KVM_ARM_VCPU_INIT comes first"
 _NOT_FINAL = "a vCPU with SVE needs KVM_ARM_VCPU_FINALIZE(KVM_ARM_VCPU_SVE) first"
 _NO_IRQCHIP = "the VM has no interrupt controller in the kernel: create_irqchip() first"
-_NO_PIT = "the VM has no PIT in the kernel: create_pit2() first"
+_NO_PIT = "the VM has no PIT in the kernel: create_pit() first"
 
 # What an errno means whatever was asked.
 ANYWHERE = {
@@ -86,6 +86,12 @@ WHY: dict[tuple[str, int], str] = {
     ("KVM_GET_SUPPORTED_CPUID", errno.E2BIG): "there are more entries than there is room for",
     ("KVM_GET_EMULATED_CPUID", errno.E2BIG): "there are more entries than there is room for",
     ("KVM_GET_MSR_INDEX_LIST", errno.E2BIG): "there are more MSRs than there is room for; nmsrs says how many",
+    (
+        "KVM_ENABLE_CAP",
+        errno.EEXIST,
+    ): "the VM has an interrupt controller, or vCPUs, already: this must come before them",
+    ("KVM_SMI", errno.ENOTTY): "this kernel has no system management mode (CONFIG_KVM_SMM)",
+    ("KVM_SMI", errno.EINVAL): "this kernel has no system management mode (CONFIG_KVM_SMM)",
     ("KVM_CREATE_IRQCHIP", errno.EEXIST): "the VM has an interrupt controller already",
     ("KVM_CREATE_IRQCHIP", errno.EINVAL): "the VM has vCPUs already: create_irqchip() comes before create_vcpu()",
     ("KVM_GET_IRQCHIP", errno.ENXIO): _NO_IRQCHIP,
