@@ -35,6 +35,7 @@ CHUNK = 1 << 16
 APPLICATION = "/app"
 MODULES = "/modules"
 TIMER_ABSTIME = 1
+READY = b"+"
 SIGNALS = {int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGKILL)}
 
 
@@ -176,6 +177,7 @@ class Child:
         self.stdout, self.stderr, self.status = (pipes[name][0] for name in ("stdout", "stderr", "status"))
         for fd in (pipes["job"][0], pipes["stdin"][0], *(pipes[name][1] for name in ("stdout", "stderr", "status"))):
             os.close(fd)
+        os.read(self.status, len(READY))  # what it has to do first is not left to the one who restores us
 
     def start(self, request: dict[str, object]) -> None:
         """Tells it what to run."""
@@ -188,6 +190,7 @@ def child(job: int, status: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin = os.fdopen(0)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    os.write(status, READY)
     with os.fdopen(job) as file:
         request = json.load(file)
     code = run_entry(request)

@@ -15,6 +15,7 @@ import os
 import pkgutil
 import shutil
 import signal
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ ALSO_IMPORTED = (
     "mmap",
     "fcntl",
 )
+
+# After its answer the machine has some things to finish. Whatever is left then would be done after every restore.
+SETTLE_SECONDS = 0.5
 
 
 def _silent(text: str) -> None:
@@ -313,6 +317,7 @@ def _make_warm(shape: Shape, base: State, state: State, sources: list[tuple[str,
         # Whoever needs such a module inside will be told; the others need not care.
         for name, why in done["failed"].items():
             say(f"{shape.name}: {name} cannot be imported inside: {why.strip().splitlines()[-1]}")
+        time.sleep(SETTLE_SECONDS)
         machine.save(state.devices)
     finally:
         machine.quit()
