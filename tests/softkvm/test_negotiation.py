@@ -88,6 +88,12 @@ def test_a_value_that_no_combination_could_give():
     assert commit(state, vm2.Arm64Granule(page_shift=16)).page_shift == 16
 
 
+def test_what_the_first_list_asked_for_has_no_place_in_the_next():
+    state = begin("max-4k-nolpa2", bits(52))
+    error = refused(commit, state)
+    assert [(f.attr_index, f.path) for f in error.findings] == [(NO_ATTR, "physaddr_bits")]
+
+
 def test_the_default_counts_at_commit():
     state = begin(M1)
     set_attrs(state, vm2.MaxVcpus(max_vcpus=2))

@@ -39,17 +39,6 @@ _COUNT_OFFSET, _RECORDS_OFFSET = _REPORT_OFFSETS["count"], _REPORT_OFFSETS["reco
 _MASK = (1 << 64) - 1
 
 
-Finish = Callable[[tuple[Finding, ...], "VmConfig | None", bool], tuple[Finding, ...]]
-"""What a host that is more than its limits adds to the findings, before the report is written: a real kernel has the
-last word. It gets the findings, the configuration (None where they refuse it, and while negotiating), and whether the
-run is dry."""
-
-
-def as_found(findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
-    """The limits were the last word."""
-    return findings
-
-
 class Settled(NamedTuple):
     """What became of a list: the wishes that hold, and every finding in order."""
 
@@ -60,6 +49,17 @@ class Settled(NamedTuple):
     def refused(self) -> bool:
         """Whether a finding is an error."""
         return any(finding.error for finding in self.findings)
+
+
+Finish = Callable[[Settled, "VmConfig | None", bool], tuple[Finding, ...]]
+"""What a host that is more than its limits adds to the findings, before the report is written: a real kernel has the
+last word. It gets what became of the list, the configuration (None where it is refused, and while negotiating), and
+whether the run is dry."""
+
+
+def as_found(settled: Settled, config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
+    """The limits were the last word."""
+    return settled.findings
 
 
 def create_vm2(profile: Profile, memory: Memory, arg: int, finish: Finish = as_found) -> VmConfig | Configuring | int:
@@ -78,7 +78,7 @@ def _create(limits: Limits, memory: Memory, arg: int, finish: Finish) -> VmConfi
     negotiate = NEGOTIATE in entries
     settled = settle(limits, decoded, {}, commit=not negotiate)
     config = None if negotiate or settled.refused else config_of(limits, settled.wishes)
-    deliver(memory, decoded.report, finish(settled.findings, config, DRY_RUN in entries))
+    deliver(memory, decoded.report, finish(settled, config, DRY_RUN in entries))
     if DRY_RUN in entries:
         return 0
     return Configuring(limits, settled.wishes) if config is None else config
@@ -153,7 +153,7 @@ def create_vm2_fixed(profile: Profile, memory: Memory, arg: int, finish: Finish 
         found += crossed
     settled = Settled(kept, in_order(found) if found else ())
     config = config_of(limits, kept)
-    deliver(memory, None, finish(settled.findings, None if settled.refused else config, False))
+    deliver(memory, None, finish(settled, None if settled.refused else config, False))
     return config
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import vm2
 from kvm2.abi.attrs import HEADER, HEADER_SIZE, NO_SIZE, Decoded, Found, Plan
-from kvm2.abi.findings import NO_ATTR, Finding
+from kvm2.abi.findings import Finding
 from kvm2.abi.wire import decode
 from kvm2.errors import KvmError
 from kvm2.softkvm.creation import DRY_RUN, NEGOTIATE, Finish, as_found, deliver, settle
 from kvm2.softkvm.limits import limits_of
-from kvm2.softkvm.vmconfig import CAPABILITIES, Configuring, VmConfig, config_of
+from kvm2.softkvm.vmconfig import CAPABILITIES, Configuring, VmConfig, config_of, unplaced
 
 if TYPE_CHECKING:
     from kvm2.softkvm.limits import Limits
@@ -39,9 +39,9 @@ def set_attrs(
     limits, state = _busy(profile, configuring)
     decoded = _decode(limits, memory, arg)
     settled = settle(limits, decoded, state.wishes, commit=False)
-    deliver(memory, decoded.report, finish(settled.findings, None, DRY_RUN in decoded.entries))
+    deliver(memory, decoded.report, finish(settled, None, DRY_RUN in decoded.entries))
     if DRY_RUN not in decoded.entries:
-        state.wishes = {kind: wish._replace(position=NO_ATTR) for kind, wish in settled.wishes.items()}
+        state.wishes = unplaced(settled.wishes)
     return 0
 
 
@@ -53,7 +53,7 @@ def commit(
     decoded = _decode(limits, memory, arg)
     settled = settle(limits, decoded, state.wishes, commit=True)
     config = None if settled.refused else config_of(limits, settled.wishes)
-    deliver(memory, decoded.report, finish(settled.findings, config, DRY_RUN in decoded.entries))
+    deliver(memory, decoded.report, finish(settled, config, DRY_RUN in decoded.entries))
     if DRY_RUN in decoded.entries:
         return 0
     state.wishes = settled.wishes

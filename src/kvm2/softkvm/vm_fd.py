@@ -100,14 +100,16 @@ class VmFd:
     # ---- ioctls
 
     def ioctl(self, request: int, arg: int) -> int:
-        """`kvm_vm_ioctl`: EIO on a dead or foreign VM, EINVAL for an unknown request, ENOEXEC while configuring."""
+        """`kvm_vm_ioctl`: EIO on a dead or foreign VM, ENOEXEC while configuring, and for an unknown request EINVAL on
+        arm64, ENOTTY elsewhere (`kvm_arch_vm_ioctl`)."""
         vm = self.vm
         vm.check_alive()
         method = self._methods.get(request)
         if method is None:
             if vm.config.arch == ARM64 and request in LATER:
                 raise KvmError(errno.ENOSYS, f"{LATER[request]}: the software KVM has no interrupt controller yet")
-            raise KvmError(errno.EINVAL, f"{request:#x} is no ioctl of a VM on this host")
+            unknown = errno.EINVAL if vm.config.arch == ARM64 else errno.ENOTTY
+            raise KvmError(unknown, f"{request:#x} is no ioctl of a VM on this host")
         if vm.configuring is not None and request not in WHILE_CONFIGURING:
             raise KvmError(errno.ENOEXEC, "this VM is in the negotiation phase: KVM_VM2_COMMIT makes it ready")
         return method(arg)

@@ -61,6 +61,11 @@ class Wish(NamedTuple):
     fixed: bool = False
 
 
+def unplaced(wishes: dict[int, Wish]) -> dict[int, Wish]:
+    """Wishes of an earlier list: in the next one they have no position."""
+    return {kind: wish._replace(position=NO_ATTR) for kind, wish in wishes.items()}
+
+
 def config_of(limits: Limits, wishes: dict[int, Wish]) -> VmConfig:
     """The configuration that wishes ask for, defaults for the rest. Nothing is checked here."""
     word = wishes[CAPABILITIES].values[0] if CAPABILITIES in wishes else 0
@@ -89,7 +94,7 @@ class Configuring:
 
     def __init__(self, limits: Limits, wishes: dict[int, Wish]) -> None:
         self.limits = limits
-        self.wishes = wishes
+        self.wishes = unplaced(wishes)
         self.committed: VmConfig | None = None
 
     @property
