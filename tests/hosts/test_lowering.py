@@ -26,6 +26,7 @@ from kvm2.hosts.lowering import Lowered
 from kvm2.hosts.soft import open_soft
 from kvm2.kvm import Kvm
 from kvm2.softkvm import profile
+from kvm2.softkvm.door import SoftKvm
 
 from .soft_kernel import SoftKernel, lowered
 
@@ -148,6 +149,94 @@ def test_a_refusal_of_the_kernel_itself_is_said_to_be_the_kernels():
         assert caught.value.errno == expected
         assert [f.by for f in caught.value.findings] == ["kernel"]
         assert caught.value.findings[0].message.startswith(KERNEL)
+
+
+class Full(SoftKernel):
+    """A kernel that makes no VM but the scratch ones, with `number`."""
+
+    number = 0
+
+    def ioctl(self, fd, request, arg=0):
+        if request == io.KVM_CREATE_VM and self.number:
+            raise KvmError(self.number)
+        return super().ioctl(fd, request, arg)
+
+
+@pytest.mark.parametrize(("number", "limits"), ((errno.EINVAL, (32, 48)), (errno.EMFILE, (0, 0))))
+def test_the_kernels_refusal_points_at_what_was_asked(number, limits):
+    raw = Full(profile.load("neoverse-n1-4k"))
+    kvm = Kvm(Lowered(raw), "/dev/kvm")
+    kvm.describe()  # asks the kernel what it offers
+    raw.number = number
+    size = Arm64PhysaddrSize(physaddr_bits=44)
+    paths = []
+    for call in (
+        lambda: kvm.create_vm2([MaxVcpus(max_vcpus=2), size]),
+        lambda: kvm.create_vm2([MaxVcpus(max_vcpus=2)]),
+        lambda: kvm.create_vm2_fixed(physaddr_bits=44),
+        lambda: kvm.create_vm2([size, Negotiate()]).commit(),
+        lambda: kvm.create_vm2([Negotiate()]).commit([size]),
+    ):
+        with pytest.raises(KvmError) as caught:
+            call()
+        (found,) = caught.value.findings
+        assert (found.by, found.min, found.max) == ("kernel", *limits)
+        paths.append(found.path)
+    assert paths == [
+        "attrs[1].physaddr_bits",
+        "physaddr_bits",
+        "arm64.ipa_size",
+        "physaddr_bits",
+        "attrs[0].physaddr_bits",
+    ]
+
+
+def test_a_kernel_with_protected_vms_has_them_as_machine_type_1():
+    host = replace(profile.load("max-4k-protected"), vm_types=0b11)
+    raw = SoftKernel(host)
+    low, native = Kvm(Lowered(raw), "/dev/kvm"), Kvm(SoftKvm(host), "native")
+    assert low.describe()[6] == native.describe()[6] and low.describe()[6].mask == 0b11
+    asked = []
+    original = raw.ioctl
+    raw.ioctl = lambda fd, request, arg=0: asked.append((request, arg)) or original(fd, request, arg)
+    for attributes in ([MachineType(machine_type=n), Arm64PhysaddrSize(physaddr_bits=52)] for n in range(4)):
+        assert outcome(low, attributes) == outcome(native, attributes)
+    assert [arg for request, arg in asked if request == io.KVM_CREATE_VM] == [52, 1 << 31 | 52]
+    with low.create_vm(1 << 31) as vm:
+        assert (vm.get_attr(6).machine_type, vm.get_attr(2).physaddr_bits) == (1, 52)
+
+
+@pytest.mark.parametrize("name", ("neoverse-n1-4k", "x86-64"))
+def test_vms_and_vcpus_have_no_calls_of_the_system(name):
+    for kvm in kernels(name):
+        vm = kvm.create_vm2()
+        handles = [vm] if name == "x86-64" else [vm, vm.create_vcpu()]
+        for handle in handles:
+            for call in (
+                lambda handle=handle: handle.ioctl(io.KVM_CREATE_VM2, address_of([])),
+                lambda handle=handle: handle.ioctl(io.KVM_CREATE_VM2, address_of([DryRun()])),
+                lambda handle=handle: handle.ioctl(io.KVM_CREATE_VM2_FIXED, vm2.CreateVm2Fixed()),
+                lambda handle=handle: handle.ioctl(io.KVM_DESCRIBE_VM2, vm2.DescribeVm2()),
+            ):
+                with pytest.raises(KvmError) as caught:
+                    call()
+                assert caught.value.name == ("ENOTTY" if name == "x86-64" else "EINVAL")
+                assert not caught.value.findings
+                if kvm.name == "/dev/kvm":
+                    assert "is a call on /dev/kvm; this descriptor is a VM" in caught.value.reason.replace("vCPU", "VM")
+
+
+def test_what_is_arm64s_is_said_to_be_on_x86():
+    low, _ = kernels("x86-64")
+    for call, said in (
+        (lambda: low.create_vm2(sve="vcpu"), "bits 0 and 1 are arm64's, x86_64 has none yet"),
+        (
+            lambda: low.create_vm2_fixed(physaddr_bits=40),
+            "the fixed structure are arm64's, this kernel is x86_64; leave",
+        ),
+    ):
+        with pytest.raises(KvmError, match=said):
+            call()
 
 
 def test_a_protected_kernel_gives_its_limit_and_says_so():

@@ -20,6 +20,7 @@ from kvm2.abi.vm2 import ARM64_DEFAULT_IPA_BITS
 from kvm2.errors import KvmError
 from kvm2.softkvm.profile import Profile
 from kvm2.softkvm.profile_rules import PA_BITS
+from kvm2.softkvm.typeword import PROTECTED, PROTECTED_MACHINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,8 @@ PARANGE = 0xF
 # A size that no kernel takes: who accepts it looks at no size at all (protected KVM).
 NO_SIZE = 1
 VLS_WORDS = 8
+# Machine types 0 and 1, as a mask.
+PROTECTED_TOO = 1 | 1 << PROTECTED_MACHINE
 TYPE_WORDS = {"x86_64": "x86-64", "s390x": "s390x", "powerpc": "powerpc"}
 
 
@@ -102,6 +105,7 @@ def _read(raw: RawKvm, fd: int) -> KernelProfile:
     return KernelProfile(
         **common,  # type: ignore[arg-type]
         mode="protected" if protected else "",
+        vm_types=PROTECTED_TOO if protected and _takes(raw, fd, PROTECTED | limit) else 0,
         granules=(raw.page_shift,),
         parange=parange,
         pa_bits=PA_BITS[parange] if parange < len(PA_BITS) else limit,

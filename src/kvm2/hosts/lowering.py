@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import ioctls as io
 from kvm2.abi import vm2
-from kvm2.abi.findings import KERNEL, LIBRARY, NO_ATTR, Finding
+from kvm2.abi.findings import KERNEL, LIBRARY, Finding
 from kvm2.errors import KvmError
 from kvm2.hosts.backend import Runner
 from kvm2.hosts.kernel_profile import read_kernel
@@ -24,15 +24,18 @@ from kvm2.hosts.lowered_vm import LoweredVcpu, LoweredVm, OldVm
 from kvm2.hosts.reasons import WATCHED, Reasons
 from kvm2.hosts.why import of_machine_type
 from kvm2.softkvm import creation, negotiation
+from kvm2.softkvm.checks import Refusal, finding
 from kvm2.softkvm.limits import limits_of
 from kvm2.softkvm.memory import ProcessMemory, Within
-from kvm2.softkvm.typeword import word_of
-from kvm2.softkvm.vmconfig import MACHINE, PHYSADDR, Configuring, VmConfig
+from kvm2.softkvm.typeword import PROTECTED, PROTECTED_MACHINE, word_of
+from kvm2.softkvm.vmconfig import CAPABILITIES, MACHINE, PHYSADDR, Configuring, VmConfig
 
 if TYPE_CHECKING:
     from kvm2.hosts.backend import RawKvm
     from kvm2.hosts.kernel_profile import KernelProfile
 
+# What says nothing of the list.
+OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR)
 # The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
 MOST_DECIDED = 256
 UNKNOWN_ON_VM = {"arm64": errno.EINVAL}
@@ -147,6 +150,8 @@ class Lowered:
                 return self._install(self.raw.ioctl(fd, io.KVM_CREATE_VM, known[0]), known[1])
             except KvmError:
                 pass  # the long way says why
+        if self._is_no_system(fd):
+            return self.raw.ioctl(fd, io.KVM_CREATE_VM2, arg)
         making, memory = _Making(self, fd), Within(self.memory, arg, len(own or b""))
         try:
             config = creation.create_vm2(self.kernel, memory, arg, making)
@@ -170,7 +175,13 @@ class Lowered:
             self._decided.clear()
         self._decided[own] = (making.type_word(config), config)
 
+    def _is_no_system(self, fd: int) -> bool:
+        # A VM and a vCPU have no such calls: the kernel says so itself.
+        return fd in self._vms or fd in self._vcpus
+
     def _create_vm2_fixed(self, fd: int, arg: int) -> int:
+        if self._is_no_system(fd):
+            return self.raw.ioctl(fd, io.KVM_CREATE_VM2_FIXED, arg)
         making = _Making(self, fd, fixed=True)
         try:
             config = creation.create_vm2_fixed(self.kernel, self.memory, arg, making)
@@ -180,10 +191,10 @@ class Lowered:
         return self._install(making.made, config)
 
     def _marked(
-        self, findings: tuple[Finding, ...], config: VmConfig | None = None, dry: bool = False
+        self, settled: creation.Settled, config: VmConfig | None = None, dry: bool = False
     ) -> tuple[Finding, ...]:
         """What the checks found is the library's word: the kernel was not asked."""
-        return tuple(replace(finding, message=LIBRARY + self._worded(finding)) for finding in findings)
+        return tuple(replace(finding, message=LIBRARY + self._worded(finding)) for finding in settled.findings)
 
     def _worded(self, finding: Finding) -> str:
         row = vm2.ATTRIBUTES.get(finding.attr_type)
@@ -193,9 +204,13 @@ class Lowered:
         if finding.attr_type == MACHINE and finding.error == errno.EOPNOTSUPP and self.arch != "arm64":
             why = of_machine_type(self.arch, finding.value, self.kernel.vm_types)
             return f"machine_type = {finding.value}: {why}"
+        if finding.attr_type == CAPABILITIES and finding.error == errno.EOPNOTSUPP and self.arch != "arm64":
+            return f"capabilities[0] = {finding.value:#x}: bits 0 and 1 are arm64's, {self.arch} has none yet"
         return finding.message
 
     def _describe(self, fd: int, arg: int) -> int:
+        if self._is_no_system(fd):
+            return self.raw.ioctl(fd, io.KVM_DESCRIBE_VM2, arg)
         return creation.describe_vm2(self.kernel, self.memory, arg)
 
     # ---- the negotiation phase
@@ -294,17 +309,27 @@ class _Making:
         self.made = -1
         self.found: tuple[Finding, ...] = ()
 
-    def __call__(self, findings: tuple[Finding, ...], config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
-        found = self.found = self.host._marked(findings)
+    def __call__(self, settled: creation.Settled, config: VmConfig | None, dry: bool) -> tuple[Finding, ...]:
+        found = self.found = self._marked(settled)
         if config is None or (dry and self._is_known(config)):
             return found
         try:
             self.made = self.host.raw.ioctl(self.system, io.KVM_CREATE_VM, self.type_word(config))
         except KvmError as error:
-            return (*found, self._refused(error, config))
+            return (*found, self._refused(error, config, settled))
         if dry:
             self.undo()
         return found
+
+    def _marked(self, settled: creation.Settled) -> tuple[Finding, ...]:
+        found = self.host._marked(settled)
+        if not self.fixed or self.host.arch == "arm64":
+            return found
+        foreign = f"{LIBRARY}the fields of the fixed structure are arm64's, this kernel is {self.host.arch}"
+        return tuple(
+            replace(one, message=foreign, known_hint="leave every byte zero") if one.error == errno.E2BIG else one
+            for one in found
+        )
 
     def undo(self) -> None:
         """The VM that nobody will get."""
@@ -318,10 +343,12 @@ class _Making:
 
     def type_word(self, config: VmConfig) -> int:
         """The word that asks the kernel for it."""
-        word = word_of(self.host.kernel.type_word)
-        return word.encode(config.ipa_bits) if config.ipa_bits else config.machine_type
+        if not config.ipa_bits:
+            return config.machine_type
+        flags = PROTECTED if config.machine_type == PROTECTED_MACHINE else 0
+        return word_of(self.host.kernel.type_word).encode(config.ipa_bits) | flags
 
-    def _refused(self, error: KvmError, config: VmConfig) -> Finding:
+    def _refused(self, error: KvmError, config: VmConfig, settled: creation.Settled) -> Finding:
         kernel, type_word = self.host.kernel, self.type_word(config)
         why = self.host.reasons.of_type(type_word, error.errno or 0)
         kind, value = (PHYSADDR, config.ipa_bits) if kernel.arch == "arm64" else (MACHINE, config.machine_type)
@@ -331,5 +358,8 @@ class _Making:
         low, high, mask = 0, 0, limits.machine_types
         if kind == PHYSADDR:
             low, high, mask = limits.ipa_least(None), limits.ipa_limit(None), 0
+        if error.errno in OF_THE_MACHINE:
+            low = high = mask = 0  # another value would not do either
         what = f"{KERNEL}KVM_CREATE_VM({type_word:#x}) gave {error.name}: {why or error.strerror}"
-        return Finding(NO_ATTR, kind, number, 8 if kind == MACHINE else 4, value, low, high, mask, what)
+        refusal = Refusal(8 if kind == MACHINE else 4, value, low, high, mask, what)
+        return finding(kind, settled.wishes.get(kind), self.fixed, refusal, number)
