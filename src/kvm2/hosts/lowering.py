@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # What says nothing of the list.
 OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR)
-# The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
 MOST_DECIDED = 256
+# The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
 UNKNOWN_ON_VM = {"arm64": errno.EINVAL}
 
 
