@@ -102,6 +102,25 @@ def _hosts():
 
 
 @needs_kvm
+def test_no_descriptor_left_is_a_kvm_error_in_every_way_of_making_a_vm(monkeypatch):
+    with kvm2.open("/dev/kvm") as kvm:
+        kvm.create_vm2(negotiate=True).close()
+        waiting = kvm.create_vm2(negotiate=True)
+
+        def none_left(path, flags):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr("kvm2.hosts.kernel.os.open", none_left)
+        for call in (lambda: kvm.create_vm2(negotiate=True), waiting.commit):
+            with pytest.raises(KvmError, match="Too many open files") as caught:
+                call()
+            assert caught.value.errno == errno.EMFILE
+        monkeypatch.undo()
+        waiting.commit()
+        waiting.create_vcpu()
+
+
+@needs_kvm
 def test_creation_with_every_call():
     with kvm2.open("/dev/kvm") as kvm:
         assert kvm.api_version() == 12

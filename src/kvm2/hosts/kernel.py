@@ -76,8 +76,8 @@ class Kernel:
         return os.sysconf("SC_PAGESIZE").bit_length() - 1
 
     def reserve(self) -> int:
-        """A descriptor that answers no ioctl, until `fill` makes it another."""
-        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        """A descriptor that answers no ioctl, until `fill` makes it another. KvmError where there is none left."""
+        return self._opened(os.devnull)
 
     def fill(self, fd: int, made: int) -> None:
         """dup2: `fd` refers to what `made` was, and `made` is closed."""
@@ -86,10 +86,13 @@ class Kernel:
 
     def open(self) -> int:
         """A new descriptor of the device. KvmError with open(2)'s errno."""
+        return self._opened(self.path)
+
+    def _opened(self, path: str) -> int:
         try:
-            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise KvmError(error.errno or errno.EIO, f"{self.path}: {error.strerror}") from None
+            raise KvmError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
 
     def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
         """The kernel's answer; KvmError with its errno."""
