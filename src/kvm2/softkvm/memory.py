@@ -56,8 +56,8 @@ _LIBC = _libc()
 _pread, _pwrite, _madvise = _LIBC.pread, _LIBC.pwrite, _LIBC.madvise
 
 
-class _Bounce(threading.local):
-    """The unnamed file that bytes go through, one for each thread, mapped to be looked at."""
+class _File:
+    """An unnamed file, mapped to be looked at."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("kvm2-bounce") if sys.platform == "linux" else _unnamed_file()
@@ -67,6 +67,14 @@ class _Bounce(threading.local):
     def __del__(self) -> None:
         self.view.close()
         os.close(self.fd)
+
+
+class _Bounce(threading.local):
+    """The file that bytes go through, one for each thread: it goes with the thread, for nothing else holds it."""
+
+    def __init__(self) -> None:
+        self.file = _File()
+        self.fd, self.view = self.file.fd, self.file.view
 
 
 def _unnamed_file() -> int:
