@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: run test lint types check battery bench generate clean
+.PHONY: run test lint types check battery oracle bench clean
 
 # Installs kvm2 and runs the demonstration guest on a described host.
 run: $(VENV)/.installed
@@ -29,6 +29,10 @@ check: $(VENV)/.developed
 # The long batteries: the published records with the recorded patience, long random tests.
 battery: $(VENV)/.developed
 	$(BIN)/python -m pytest -m slow
+
+# Live arm64 kernels in QEMU, every shape: creation, guests, published answers, models that a probe makes, the catalogue.
+oracle: $(VENV)/.developed
+	$(BIN)/python -m pytest -m "slow or not slow" tests/lab/oracle tests/lab/test_live.py
 
 # The figures and their goals.
 bench: $(VENV)/.developed
