@@ -41,6 +41,8 @@ CASES = [
     (errors.HostError("no such host"), 2, "no such host"),
     (click.UsageError("bad option"), 2, "bad option"),
     (errors.EnvironmentFault("no core"), 3, "no core"),
+    (PermissionError(errno.EACCES, "Permission denied", "/nowhere"), 3, "Permission denied: '/nowhere'"),
+    (OSError(errno.EMFILE, "Too many open files", "/nowhere"), 3, "Too many open files"),
     (KeyboardInterrupt(), 130, "interrupted"),
 ]
 
@@ -65,9 +67,10 @@ def test_refusals_are_one_json_object_too(failing, capsys, error, code, text):
     assert len(found["findings"]) == len(getattr(error, "findings", ()))
 
 
-def test_a_defect_keeps_its_traceback(failing):
-    failing(ZeroDivisionError("ours"))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("defect", [ZeroDivisionError("ours"), OSError(errno.EBADF, "ours"), FileNotFoundError("ours")])
+def test_a_defect_keeps_its_traceback(failing, defect):
+    failing(defect)
+    with pytest.raises(type(defect)):
         main(["create"])
 
 

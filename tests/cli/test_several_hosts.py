@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def test_probe_refuses_a_place_before_it_asks(
     monkeypatch.setattr("kvm2.lab.hosts_asked.probed_of", None)  # asking would fail
     code, out, err = run(capsys, "probe", "--host", "apple-m1", *words)
     assert code == 2 and out == "" and said in err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_place_that_this_user_may_not_look_into(tmp_path: Path) -> None:
+    from kvm2.cli.verdicts import check_writable
+    from kvm2.errors import UsageError
+
+    (tmp_path / "shut").mkdir(mode=0o700)
+    child = os.fork()
+    if child == 0:
+        answer = 1
+        try:
+            os.setresuid(65534, 65534, 65534)
+            check_writable(tmp_path / "shut" / "mine.toml")
+        except UsageError:
+            answer = 0
+        finally:
+            os._exit(answer)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_plan_asks_this_machine_and_each_host_once(

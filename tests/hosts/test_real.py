@@ -34,13 +34,14 @@ def descriptors():
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    ((errno.EACCES, ("usermod -aG",)), (errno.ENOENT, ("described host",)), (errno.EIO, ("kernel's log",))),
+    ((errno.EACCES, ("usermod -aG kvm",)), (errno.ENOENT, ("described host",)), (errno.EIO, ("kernel's log",))),
 )
 def test_why_it_cannot_be_opened(monkeypatch, number, words):
     def refuse(path, flags):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(real.os, "open", refuse)
+    monkeypatch.setattr(real, "_group", lambda path: "kvm")
     with pytest.raises(EnvironmentFault) as caught:
         real.open_real()
     text = str(caught.value)
@@ -80,6 +81,15 @@ def test_the_command_says_it_with_exit_code_3(monkeypatch, capsys):
 def test_working_caps_are_the_software_kvms():
     with pytest.raises(UsageError):
         backend_of("/dev/kvm", working_caps=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "gid", "advice"),
+    ((0o660, 0, "as root chgrp kvm"), (0o600, 4242, "as root chgrp kvm"), (0o660, 424242, "usermod -aG 424242 USER")),
+)
+def test_nobody_is_sent_into_a_group_that_may_not_open_it(monkeypatch, mode, gid, advice):
+    monkeypatch.setattr(real.Path, "stat", lambda path: os.stat_result((mode, 0, 0, 1, 0, gid, 0, 0, 0, 0)))
+    assert advice in real._what_to_do("/dev/kvm", errno.EACCES)
 
 
 # ---- a real one

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
+OF_THE_SYSTEM = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+
 COMMANDS = {
     "hosts": "The described hosts: list them, or show one.",
     "describe": "What a host takes at VM creation: KVM_DESCRIBE_VM2.",
@@ -146,9 +156,14 @@ def code_of(error: Exception) -> int | None:
 
     if isinstance(error, click.ClickException | errors.UsageError):
         return USAGE
-    if isinstance(error, errors.EnvironmentFault):
+    if isinstance(error, errors.EnvironmentFault) or _is_of_the_system(error):
         return ENVIRONMENT
     return FAILED if isinstance(error, errors.Kvm2Error) else None
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """A file that this user or this machine cannot have: nobody's defect."""
+    return isinstance(error, OSError) and error.filename is not None and error.errno in OF_THE_SYSTEM
 
 
 def _failed(words: list[str], error: Exception) -> int:

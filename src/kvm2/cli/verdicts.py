@@ -22,11 +22,11 @@ def check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is None:
             continue
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UsageError(f"{path} is a directory: give the name of a file")
-        existing = path if path.exists() else path.parent
-        if not existing.exists():
-            raise UsageError(f"{path}: there is no directory {path.parent}")
+        existing = path if os.path.exists(path) else path.parent
+        if not os.path.exists(existing):
+            raise UsageError(f"{path}: there is no directory {path.parent}, or none that you may look into")
         if not os.access(existing, os.W_OK):
             raise UsageError(f"{path}: cannot be written: no permission")
 

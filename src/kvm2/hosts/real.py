@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from kvm2.hosts.backend import RawKvm
 
+READ_WRITE = stat.S_IRGRP | stat.S_IWGRP
 INSTEAD = "or give a described host (`kvm2 hosts` lists them)"
 
 
@@ -44,8 +46,12 @@ def refusal(path: str = DEVICE) -> str:
 
 def _what_to_do(path: str, number: int) -> str:
     if number in (errno.EACCES, errno.EPERM):
+        group = _group(path)
+        if group:
+            return f"Become a member of the group that owns it ({group}): usermod -aG {group} USER, log in again"
         return (
-            f"Become a member of the group that owns it ({_group(path)}): usermod -aG {_group(path)} USER, log in again"
+            f"Only root may use it here: as root chgrp kvm {path}, chmod 660 {path}, usermod -aG kvm USER, log in "
+            "again; or run as root"
         )
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return _absent()
@@ -53,11 +59,16 @@ def _what_to_do(path: str, number: int) -> str:
 
 
 def _group(path: str) -> str:
+    """The group whose members may open the device; "" where it is root's, or has no rights."""
     import grp
 
     try:
-        return grp.getgrgid(Path(path).stat().st_gid).gr_name
-    except (KeyError, OSError):
+        status = Path(path).stat()
+        allowed = status.st_gid and status.st_mode & READ_WRITE == READ_WRITE
+        return grp.getgrgid(status.st_gid).gr_name if allowed else ""
+    except KeyError:
+        return str(status.st_gid)
+    except OSError:
         return "kvm"
 
 
