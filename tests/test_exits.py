@@ -29,7 +29,7 @@ def test_mmio_read_takes_exactly_its_bytes(size):
     assert abi.Mmio.unpack(area, abi.UNION_OFFSET).data == (b"\xfe" + b"\xff" * 7)
     exit.reply(bytes(size))
     assert abi.Mmio.unpack(area, abi.UNION_OFFSET).data == bytes(size) + b"\xff" * (8 - size)
-    for wrong in (1 << 8 * size, -1, bytes(size + 1), b""):
+    for wrong in (1 << 8 * size, -1, bytes(size + 1), b"", None, "x" * size, 1.5, [0] * size):
         with pytest.raises(UsageError, match=str(size)):
             exit.reply(wrong)
 

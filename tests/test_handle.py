@@ -137,6 +137,21 @@ def test_map_refuses_sizes_that_are_none(kvm, wrong):
         kvm.create_vm().map(0, wrong)
 
 
+def test_an_ioctls_number_and_argument_are_never_cut_off(kvm):
+    vm = kvm.create_vm()
+    for request, argument in (
+        (1 << 32 | 0xAE41, 0),
+        (-1, 0),
+        ("KVM_RUN", 0),
+        (None, 0),
+        (0xAE41, 1 << 64),
+        (0xAE41, -1 << 64),
+    ):
+        with pytest.raises(UsageError, match="bits"):
+            vm.ioctl(request, argument)
+    vm.create_vcpu(0)  # none was made
+
+
 def test_words_are_never_cut_off(kvm):
     vm = kvm.create_vm()
     for call in (lambda: kvm.create_vm(1 << 64), lambda: vm.create_vcpu(1 << 32), lambda: vm.map(1 << 64, 4096)):

@@ -47,7 +47,7 @@ def test_a_port_read_takes_exactly_its_bytes(size):
     assert area[DATA : DATA + 8] == b"\xfe" + b"\xff" * 7
     exit.reply(bytes(size))
     assert area[DATA : DATA + 8] == bytes(size) + b"\xff" * (8 - size)
-    for wrong in (1 << 8 * size, -1, bytes(size + 1), b""):
+    for wrong in (None, "x", 1.5, 1 << 8 * size, -1, bytes(size + 1), b""):
         with pytest.raises(UsageError, match=str(size)):
             exit.reply(wrong)
 
@@ -129,6 +129,8 @@ def test_msr_accesses_are_answered_or_refused():
     assert (answered.error, answered.data) == (0, 1 << 63)
     with pytest.raises(UsageError, match="64 bits"):
         exit.reply(1 << 64)
+    with pytest.raises(UsageError, match="64 bits"):
+        exit.reply(b"1234")
     write = decode(area_with(abi.KVM_EXIT_X86_WRMSR, abi.Msr(index=0x10, data=7).pack()), "x86_64")
     assert (write.index, write.value, write.is_write) == (0x10, 7, True)
     with pytest.raises(UsageError, match="takes no reply"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _UNION = abi.UNION_OFFSET
+BYTES = (bytes, bytearray, memoryview)
 _MMIO_DATA = _UNION + next(entry.offset for entry in abi.Mmio.LAYOUT.fields if entry.name == "data")
 
 # The two commonest exits are unpacked at once, not by their declarations; tests hold these against the declarations.
@@ -104,6 +105,8 @@ class Mmio(Exit):
             if not 0 <= data < 1 << 8 * size:
                 raise UsageError(f"reply {data:#x} does not fit the guest's {size}-byte read of {self.address:#x}")
             data = data.to_bytes(size, "little")
+        elif not isinstance(data, BYTES):
+            raise UsageError(f"reply {data!r}: a read is answered with {size} bytes, or a number")
         elif len(data) != size:
             raise UsageError(f"a reply of {len(data)} bytes to a {size}-byte read of {self.address:#x}: give {size}")
         self._area[_MMIO_DATA : _MMIO_DATA + size] = data
@@ -157,6 +160,8 @@ class Io(Exit):
             if not 0 <= data < 1 << 8 * size:
                 raise UsageError(f"reply {data:#x} does not fit the guest's {size}-byte read of port {self.port:#x}")
             data = data.to_bytes(size, "little")
+        elif not isinstance(data, BYTES):
+            raise UsageError(f"reply {data!r}: a read is answered with {size} bytes, or a number")
         elif len(data) != size:
             raise UsageError(f"a reply of {len(data)} bytes to a read of {size} from port {self.port:#x}: give {size}")
         self._area[_IO_DATA : _IO_DATA + size] = data

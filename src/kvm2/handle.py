@@ -58,6 +58,10 @@ def close_descriptor(backend: Backend, fd: int, memories: Memories | None) -> No
     backend.close(fd)
 
 
+MOST_REQUEST = (1 << 32) - 1
+LEAST_ARGUMENT, MOST_ARGUMENT = -(1 << 63), (1 << 64) - 1
+
+
 class Handle:
     """The base of `Kvm`, `Vm`, `Vcpu` and `Device`: one descriptor, closed once, in any order with the others.
 
@@ -122,7 +126,11 @@ class Handle:
         """
         if self._fd < 0:
             raise self._closed_error()
+        if not isinstance(request, int) or not 0 <= request <= MOST_REQUEST:
+            raise UsageError(f"request = {request!r}: an ioctl's number has 32 bits (kvm2.abi.ioctls has them)")
         if isinstance(argument, int):
+            if not LEAST_ARGUMENT <= argument <= MOST_ARGUMENT:
+                raise UsageError(f"argument = {argument:#x}: an ioctl's argument has 64 bits")
             return self._backend.ioctl(self._fd, request, argument)
         buffer = argument if isinstance(argument, Buffer) else packed(argument)
         return self._backend.ioctl(self._fd, request, buffer.address)

@@ -100,8 +100,8 @@ class MsrAccess(Exit):
         """The 64-bit answer to a read; UsageError on a write, and where it does not fit."""
         if self.is_write:
             raise UsageError(f"the guest wrote MSR {self.index:#x}: a write takes no reply (allowed: on reads)")
-        if not 0 <= value < 1 << 64:
-            raise UsageError(f"reply {value:#x} does not fit the 64 bits of MSR {self.index:#x}")
+        if not isinstance(value, int) or not 0 <= value < 1 << 64:
+            raise UsageError(f"reply {value!r} does not fit the 64 bits of MSR {self.index:#x}")
         self._area[_MSR_ERROR] = 0
         struct.pack_into("=Q", self._area, _MSR_DATA, value)
 
