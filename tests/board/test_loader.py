@@ -1,6 +1,7 @@
 import shutil
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,12 @@ def test_a_file_that_is_not_there(tmp_path):
         read_image(tmp_path / "none.elf", RAM)
     with pytest.raises(GuestError, match="directory"):
         read_image(tmp_path, RAM)
+
+
+def test_a_device_that_has_no_end_is_not_read(monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", None)  # reading /dev/zero would take all memory
+    with pytest.raises(GuestError, match="is a device: a guest is a file"):
+        read_image(Path("/dev/zero"), RAM)
 
 
 @given(st.data())

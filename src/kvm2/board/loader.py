@@ -105,6 +105,8 @@ class Image:
 def read_file(path: Path) -> bytes:
     """A guest's file; GuestError where it cannot be read."""
     try:
+        if path.is_char_device() or path.is_block_device():  # may have no end
+            raise GuestError(f"{path} is a device: a guest is a file, an ELF or a flat image")
         return path.read_bytes()
     except OSError as error:
         raise GuestError(f"{path}: {error.strerror}") from error

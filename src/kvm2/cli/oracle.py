@@ -154,12 +154,14 @@ def record(shape: str, output: Path | None, only: tuple[str, ...], skip: tuple[s
     Exit code 1 where a scenario went wrong in a way that is no answer of a kernel.
     """
     from kvm2.cli.progress import Progress
+    from kvm2.cli.verdicts import check_writable
     from kvm2.lab import bundled
     from kvm2.lab.lowering import RUN_TIMEOUT_MS
     from kvm2.lab.oracle.record import record as record_lines
     from kvm2.lab.oracle.shapes import shape as shape_of
     from kvm2.lab.scenarios import select
 
+    check_writable(output)
     one = shape_of(shape)
     scenarios = select(bundled.scenarios(one.page), only, skip)
     wrong = 0

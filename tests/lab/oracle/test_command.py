@@ -34,6 +34,7 @@ def test_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         (["exec", "--put", "/no/such/file", "--", "kvm2"], 2, "No such file"),
         (["exec"], 2, "COMMAND"),
         (["record", "nothing"], 2, "no such shape"),
+        (["record", "max-4k-6.12", "-o", "/no/such/directory/file"], 2, "there is no directory"),
         (["record", "max-4k-6.12", "--only", "nothing/*"], 2, "no scenario is left"),
     ],
 )
