@@ -54,7 +54,7 @@ def check_runs(kvm: Kvm, name: str, wanted: str | None) -> None:
         raise GuestError(f"host {kvm.name} is {arch}: kvm2 runs guests for {' and '.join(NAMES.values())}")
     if wanted is not None and wanted != arch:
         other = (
-            f"a described host runs it: --host {DEFAULT_HOST}, or leave --host out"
+            f"a described host runs it: --host {DEFAULT_HOST}, or leave --host and KVM2_HOST out"
             if wanted == "arm64"
             else "an x86-64 machine's /dev/kvm runs it"
         )

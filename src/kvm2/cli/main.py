@@ -91,7 +91,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
 def cli() -> None:
-    """The KVM API with KVM_CREATE_VM2, on a software KVM of any arm64 host.
+    """The KVM API with KVM_CREATE_VM2, on any described arm64 host and on the real /dev/kvm.
 
     Every command takes --json. Exit codes: 0 ok, 1 what was asked for failed, 2 usage, 3 environment, 130 interrupt.
     """
