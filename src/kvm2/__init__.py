@@ -1,4 +1,4 @@
-"""kvm2: the KVM API as a library, with KVM_CREATE_VM2, on a software KVM of any arm64 host.
+"""kvm2: the KVM API as a library, with KVM_CREATE_VM2: on a software KVM of any arm64 host, and on the real /dev/kvm.
 
     with kvm2.open("apple-m1") as kvm:
         vm = kvm.create_vm2(physaddr_bits=36)
