@@ -148,14 +148,18 @@ class Vm:
 
     def add_vcpu(self, number: int) -> Vcpu:
         """`kvm_vm_ioctl_create_vcpu`: EINVAL at or above the limit, EEXIST for an id that is taken."""
-        limit = min(self.config.max_vcpu_id, self._vgic_limit())
         with self.lock:
-            if number >= limit or len(self.vcpus) >= min(self.config.max_vcpus, self._vgic_limit()):
-                raise KvmError(errno.EINVAL, f"vCPU id {number}: this VM takes 0..{limit - 1}")
+            self.check_vcpu_id(number)
             if number in self.vcpus:
                 raise KvmError(errno.EEXIST, f"vCPU {number} exists already in this VM")
             vcpu = self.vcpus[number] = Vcpu(self, number)
         return vcpu
+
+    def check_vcpu_id(self, number: int) -> None:
+        """EINVAL at or above the VM's limit of ids, and where it has all its vCPUs."""
+        limit = min(self.config.max_vcpu_id, self._vgic_limit())
+        if number >= limit or len(self.vcpus) >= min(self.config.max_vcpus, self._vgic_limit()):
+            raise KvmError(errno.EINVAL, f"vCPU id {number}: this VM takes 0..{limit - 1}")
 
     def first_run(self, vcpu: Vcpu) -> None:
         """`kvm_arch_vcpu_run_pid_change`: a vGIC that was never configured kills the VM at its first run."""

@@ -61,6 +61,8 @@ class VmFd:
         }
         if vm.config.arch == ARM64:
             self._methods |= self._arm64()
+        else:
+            self._methods[io.KVM_CREATE_VCPU] = self._create_no_vcpu
 
     def _arm64(self) -> dict[int, Callable[[int], int]]:
         methods: dict[int, Callable[[int], int]] = {
@@ -119,6 +121,11 @@ class VmFd:
             number &= 0xFFFF_FFFF
         vcpu = self.vm.add_vcpu(number)
         return self.door.install(VcpuFd(self, vcpu))
+
+    def _create_no_vcpu(self, number: int) -> int:
+        """What creation decided about vCPUs holds on every architecture; there are none but arm64's."""
+        self.vm.check_vcpu_id(number)
+        raise KvmError(errno.ENOSYS, f"described hosts of {self.vm.config.arch} answer creation only: there is no vCPU")
 
     def _create_device(self, arg: int) -> int:
         return devices.create(self, arg)
