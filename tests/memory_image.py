@@ -16,9 +16,12 @@ import struct
 from typing import TYPE_CHECKING
 
 from kvm2.errors import KvmError
+from kvm2.softkvm.memory import ProcessMemory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from kvm2.handle import Buffer
 
 _OUTER = struct.Struct("=IHHQ")  # struct kvm_create_vm2
 
@@ -90,3 +93,32 @@ def list_image(
     if words:
         ranges[ARRAY] = struct.pack(f"={len(words)}Q", *words)
     return MemoryImage(ranges)
+
+
+class Fenced:
+    """This process's memory, but only where some buffers lie; EFAULT elsewhere.
+
+    For arguments that are wrong on purpose: a pointer that was changed may lead anywhere, and what a host writes there
+    (a report that a former test left in freed memory names a place to write to) would damage this process.
+    """
+
+    def __init__(self, buffers: list[Buffer]) -> None:
+        self.buffers, self._memory = buffers, ProcessMemory()
+
+    def _check(self, address: int, size: int) -> None:
+        if not any(one.address <= address and address + size <= one.address + one.size for one in self.buffers):
+            raise KvmError(errno.EFAULT, f"{size} bytes at {address:#x} are not the test's")
+
+    def own(self, address: int) -> bytes | None:
+        return None
+
+    def read(self, address: int, size: int) -> bytes:
+        self._check(address, size)
+        return self._memory.read(address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        self._check(address, len(data))
+        self._memory.write(address, data)
+
+    def accessible(self, address: int, size: int, write: bool) -> bool:
+        return self._memory.accessible(address, size, write)

@@ -21,6 +21,8 @@ from kvm2.handle import Buffer
 from kvm2.softkvm import profile
 from kvm2.softkvm.door import SoftKvm
 
+from ..memory_image import Fenced
+
 PROJECT = Path(__file__).parents[2]
 BIG, M1 = "max-4k-6.12", "apple-m1"
 
@@ -69,9 +71,9 @@ class Client:
     """A C program's view of a described host: descriptors, and memory that stays where it is."""
 
     def __init__(self, host: str) -> None:
-        self.door = SoftKvm(profile.load(host))
-        self.kvm = self.door.open()
         self.kept: list[Buffer] = []
+        self.door = SoftKvm(profile.load(host), Fenced(self.kept))
+        self.kvm = self.door.open()
 
     def place(self, data: bytes) -> int:
         self.kept.append(Buffer(data))
@@ -227,6 +229,7 @@ def test_no_errno_is_missing() -> None:
             client = Client(BIG)
             fd = client.kvm if request == "KVM_CREATE_VM2" else configuring(client)
             buffer = Buffer(len(base))
+            client.kept.append(buffer)
             data = bytearray(wire.encode([size(40), vm2.MaxVcpus(max_vcpus=4), vm2.ArchCapabilities()], buffer.address))
             data[at] ^= 0xFF
             ctypes.memmove(buffer.address, bytes(data), len(data))
