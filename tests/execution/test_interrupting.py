@@ -112,8 +112,8 @@ def test_no_kick_is_lost():
         thread = threading.Thread(target=kicker)
         thread.start()
         interrupted, last = 0, -1
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
+        end = time.monotonic() + 60  # a busy machine kicks less often, not never
+        while min(interrupted, last) <= 50 and time.monotonic() < end:
             exit = b.vcpu.run_once()
             if isinstance(exit, Interrupted):
                 interrupted += 1

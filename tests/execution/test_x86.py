@@ -230,8 +230,8 @@ def test_no_kick_is_lost(real_x86):
         thread = threading.Thread(target=kicker)
         thread.start()
         interrupted, value = 0, 0
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
+        end = time.monotonic() + 60  # a busy machine kicks less often, not never
+        while min(interrupted, value) <= 50 and time.monotonic() < end:
             exit = running.run_once()
             if isinstance(exit, kvm2.Interrupted):
                 interrupted += 1
