@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from kvm2.abi import caps
@@ -19,8 +21,6 @@ from kvm2.softkvm import devices, enable_cap, negotiation, vm_arm
 from kvm2.softkvm.vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvm2.softkvm.door import SoftKvm
     from kvm2.softkvm.vm import Vm
 
@@ -53,34 +53,7 @@ class VmFd:
         self.vm, self.door, self.subject = vm, door, vm
         self._users = 1
         self._users_lock = threading.RLock()  # the collector may close a handle anywhere
-        self._methods: dict[int, Callable[[int], int]] = {
-            io.KVM_CHECK_EXTENSION: vm.check_extension,
-            io.KVM_VM2_GET_ATTR: self._get_attr,
-            io.KVM_VM2_SET_ATTRS: self._set_attrs,
-            io.KVM_VM2_COMMIT: self._commit,
-        }
-        if vm.config.arch == ARM64:
-            self._methods |= self._arm64()
-        else:
-            self._methods[io.KVM_CREATE_VCPU] = self._create_no_vcpu
-
-    def _arm64(self) -> dict[int, Callable[[int], int]]:
-        methods: dict[int, Callable[[int], int]] = {
-            io.KVM_CREATE_VCPU: self._create_vcpu,
-            io.KVM_CREATE_DEVICE: self._create_device,
-            io.KVM_ENABLE_CAP: self._enable_cap,
-            io.KVM_SET_USER_MEMORY_REGION: self._set_memory,
-            io.KVM_GET_DIRTY_LOG: self._get_dirty_log,
-            io.KVM_CLEAR_DIRTY_LOG: self._clear_dirty_log,
-            io.KVM_ARM_PREFERRED_TARGET: lambda arg: vm_arm.preferred_target(self.vm, arg),
-            io.KVM_ARM_SET_COUNTER_OFFSET: lambda arg: vm_arm.set_counter_offset(self.vm, arg),
-            io.KVM_ARM_GET_REG_WRITABLE_MASKS: lambda arg: vm_arm.writable_masks(self.vm, arg),
-            io.KVM_HAS_DEVICE_ATTR: lambda arg: vm_arm.has_device_attr(self.vm, arg),
-            io.KVM_SET_DEVICE_ATTR: lambda arg: vm_arm.set_device_attr(self.vm, arg),
-        }
-        if self.vm.profile.caps.get(caps.KVM_CAP_USER_MEMORY2, 0):
-            methods[io.KVM_SET_USER_MEMORY_REGION2] = self._set_memory2
-        return methods
+        self._methods = _table(vm.config.arch, bool(vm.profile.caps.get(caps.KVM_CAP_USER_MEMORY2, 0)))
 
     # ---- life
 
@@ -114,7 +87,7 @@ class VmFd:
             raise KvmError(unknown, f"{request:#x} is no ioctl of a VM on this host")
         if vm.configuring is not None and request not in WHILE_CONFIGURING:
             raise KvmError(errno.ENOEXEC, "this VM is in the negotiation phase: KVM_VM2_COMMIT makes it ready")
-        return method(arg)
+        return method(self, arg)
 
     def _create_vcpu(self, number: int) -> int:
         if "vcpu-id-32bit" in self.vm.profile.quirks:
@@ -164,3 +137,33 @@ class VmFd:
             if not isinstance(config, int):
                 vm.configure(config)
         return 0
+
+
+Method = Callable[[VmFd, int], int]
+_EVERYWHERE: dict[int, Method] = {
+    io.KVM_CHECK_EXTENSION: lambda fd, cap: fd.vm.check_extension(cap),
+    io.KVM_VM2_GET_ATTR: VmFd._get_attr,
+    io.KVM_VM2_SET_ATTRS: VmFd._set_attrs,
+    io.KVM_VM2_COMMIT: VmFd._commit,
+}
+_ARM64: dict[int, Method] = {
+    io.KVM_CREATE_VCPU: VmFd._create_vcpu,
+    io.KVM_CREATE_DEVICE: VmFd._create_device,
+    io.KVM_ENABLE_CAP: VmFd._enable_cap,
+    io.KVM_SET_USER_MEMORY_REGION: VmFd._set_memory,
+    io.KVM_GET_DIRTY_LOG: VmFd._get_dirty_log,
+    io.KVM_CLEAR_DIRTY_LOG: VmFd._clear_dirty_log,
+    io.KVM_ARM_PREFERRED_TARGET: lambda fd, arg: vm_arm.preferred_target(fd.vm, arg),
+    io.KVM_ARM_SET_COUNTER_OFFSET: lambda fd, arg: vm_arm.set_counter_offset(fd.vm, arg),
+    io.KVM_ARM_GET_REG_WRITABLE_MASKS: lambda fd, arg: vm_arm.writable_masks(fd.vm, arg),
+    io.KVM_HAS_DEVICE_ATTR: lambda fd, arg: vm_arm.has_device_attr(fd.vm, arg),
+    io.KVM_SET_DEVICE_ATTR: lambda fd, arg: vm_arm.set_device_attr(fd.vm, arg),
+}
+
+
+@cache
+def _table(arch: str, user_memory2: bool) -> dict[int, Method]:
+    """Which ioctls the VMs of a host have: one table serves them all."""
+    if arch != ARM64:
+        return _EVERYWHERE | {io.KVM_CREATE_VCPU: VmFd._create_no_vcpu}
+    return _EVERYWHERE | _ARM64 | ({io.KVM_SET_USER_MEMORY_REGION2: VmFd._set_memory2} if user_memory2 else {})
