@@ -70,9 +70,12 @@ _idle = _Idle()
 
 def list_of(attributes: Sequence[Structure]) -> AttributeList:
     """A new list of attributes, with a REPORT of ours where there is room for one and none yet."""
+    return AttributeList([one.pack() for one in attributes], _has_room(attributes))
+
+
+def _has_room(attributes: Sequence[Structure]) -> bool:
     full = len(attributes) >= vm2.KVM_CREATE_VM2_MAX_ATTRS
-    reports = not full and not any(isinstance(one, vm2.Report) for one in attributes)
-    return AttributeList([one.pack() for one in attributes], reports)
+    return not full and not any(isinstance(one, vm2.Report) for one in attributes)
 
 
 def send(
@@ -86,7 +89,7 @@ def send(
         attributes = [*attributes, cast("Structure", vm2.DryRun())]
     key = tuple([one.pack() for one in attributes])
     # Taken out while it is in use: a signal handler may send the same list.
-    asked = _idle.lists.pop(key, None) or list_of(attributes)
+    asked = _idle.lists.pop(key, None) or AttributeList(key, _has_room(attributes))
     try:
         with Vouched(asked.address, asked.size):
             result = handle.ioctl(request, asked.address)

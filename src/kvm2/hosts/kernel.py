@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import weakref
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kvm2.abi.ioctls import KVM_GET_VCPU_MMAP_SIZE, KVM_RUN
@@ -137,7 +138,7 @@ class Kernel:
         known = self._areas.get(fd)
         if known is not None:
             return memoryview(known).cast("B")
-        size = self._mmap_size()
+        size = self._mmap_size
         address = self._libc.mmap(None, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if address == _FAILED:
             raise KvmError(ctypes.get_errno(), f"mmap of descriptor {fd}, {size} bytes")
@@ -146,6 +147,7 @@ class Kernel:
         self._areas[fd] = area
         return memoryview(area).cast("B")
 
+    @cached_property
     def _mmap_size(self) -> int:
         fd = self.open()
         try:

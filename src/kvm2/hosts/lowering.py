@@ -25,7 +25,7 @@ from kvm2.hosts.reasons import WATCHED, Reasons
 from kvm2.hosts.why import of_machine_type
 from kvm2.softkvm import creation, negotiation
 from kvm2.softkvm.checks import Refusal, finding
-from kvm2.softkvm.limits import limits_of
+from kvm2.softkvm.limits import limits_of, unknown_on_vm
 from kvm2.softkvm.memory import ProcessMemory, Within
 from kvm2.softkvm.typeword import PROTECTED, PROTECTED_MACHINE, word_of
 from kvm2.softkvm.vmconfig import CAPABILITIES, MACHINE, PHYSADDR, Configuring, VmConfig
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 # What says nothing of the list.
 OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR)
 MOST_DECIDED = 256
-# The errno of a request that no VM knows, by architecture: kvm_arch_vm_ioctl.
-UNKNOWN_ON_VM = {"arm64": errno.EINVAL}
 
 
 class Lowered:
@@ -91,7 +89,7 @@ class Lowered:
         """The answer; KvmError with the kernel's errno and the reason, or with findings."""
         call = self._requests.get(request)
         try:
-            if fd in self._configuring and request not in _WHILE_CONFIGURING:
+            if fd in self._configuring and request not in negotiation.WHILE_CONFIGURING:
                 raise self._not_yet(request)
             result = self.raw.ioctl(fd, request, arg) if call is None else call(fd, arg)
         except KvmError as error:
@@ -110,7 +108,7 @@ class Lowered:
 
     def _not_yet(self, request: int) -> KvmError:
         if io.by_number(request, "vm", self.arch) is None:
-            return KvmError(UNKNOWN_ON_VM.get(self.arch, errno.ENOTTY), f"{request:#x} is no ioctl of a VM")
+            return KvmError(unknown_on_vm(self.arch), f"{request:#x} is no ioctl of a VM")
         return KvmError(errno.ENOEXEC, "this VM is in the negotiation phase: KVM_VM2_COMMIT makes it ready")
 
     def close(self, fd: int) -> None:
@@ -296,9 +294,6 @@ class Lowered:
     def _set_one_reg(self, fd: int, arg: int) -> int:
         vcpu = self._vcpus.get(fd)
         return self.raw.ioctl(fd, io.KVM_SET_ONE_REG, arg) if vcpu is None else vcpu.set_one_reg(fd, arg)
-
-
-_WHILE_CONFIGURING = frozenset({io.KVM_CHECK_EXTENSION, io.KVM_VM2_GET_ATTR, io.KVM_VM2_SET_ATTRS, io.KVM_VM2_COMMIT})
 
 
 class _Making:

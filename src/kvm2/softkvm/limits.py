@@ -72,8 +72,13 @@ class Limits(NamedTuple):
         """A bare errno, as from a kernel that does not know the ioctl, unless this host offers it: EINVAL on /dev/kvm
         and on arm64's VMs, ENOTTY on the VMs of the other architectures (kvm_arch_vm_ioctl)."""
         if not self.offers & bits:
-            error = errno.ENOTTY if on_vm and not self.is_arm64 else errno.EINVAL
+            error = unknown_on_vm(self.arch) if on_vm else errno.EINVAL
             raise KvmError(error, f"{self.profile.name} has no such call: ask KVM_CAP_CREATE_VM2 first")
+
+
+def unknown_on_vm(arch: str) -> int:
+    """The errno of a request that no VM of this architecture knows (`kvm_arch_vm_ioctl`)."""
+    return errno.EINVAL if arch == "arm64" else errno.ENOTTY
 
 
 def limits_of(profile: Profile) -> Limits:

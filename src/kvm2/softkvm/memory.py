@@ -161,6 +161,11 @@ class Vouched:
         _own.pop(self._start, None)
 
 
+def _is_own(address: int, size: int) -> bool:
+    # A copy: another thread may begin or end a call meanwhile.
+    return any(start <= address and address + size <= end for start, end in _own.copy().items())
+
+
 class ProcessMemory:
     """This process's own address space.
 
@@ -179,19 +184,17 @@ class ProcessMemory:
         return None if end is None else ctypes.string_at(address, end - address)
 
     def read(self, address: int, size: int) -> bytes:
-        for start, end in _own.copy().items() if _own else ():
-            if start <= address and address + size <= end:
-                return ctypes.string_at(address, size)
+        if _own and _is_own(address, size):
+            return ctypes.string_at(address, size)
         data = copy_in(address, size)
         if data is None:
             raise KvmError(errno.EFAULT, f"{size} bytes at {address:#x} cannot be read")
         return data
 
     def write(self, address: int, data: bytes) -> None:
-        for start, end in _own.copy().items() if _own else ():
-            if start <= address and address + len(data) <= end:
-                ctypes.memmove(address, data, len(data))
-                return
+        if _own and _is_own(address, len(data)):
+            ctypes.memmove(address, data, len(data))
+            return
         if not copy_out(address, data):
             raise KvmError(errno.EFAULT, f"{len(data)} bytes at {address:#x} cannot be written")
 

@@ -10,6 +10,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
+from kvm2.abi import ioctls as io
 from kvm2.abi import vm2
 from kvm2.abi.attrs import HEADER, HEADER_SIZE, NO_SIZE, Decoded, Found, Plan
 from kvm2.abi.findings import Finding
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from kvm2.softkvm.limits import Limits
     from kvm2.softkvm.memory import Memory
     from kvm2.softkvm.profile import Profile
+
+# What a VM in the negotiation phase answers; every other call is ENOEXEC.
+WHILE_CONFIGURING = frozenset({io.KVM_CHECK_EXTENSION, io.KVM_VM2_GET_ATTR, io.KVM_VM2_SET_ATTRS, io.KVM_VM2_COMMIT})
 
 _ATTR = struct.Struct("=IIQ")
 _SIZE = struct.Struct("=I")

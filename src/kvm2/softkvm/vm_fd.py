@@ -18,6 +18,7 @@ from kvm2.abi.structs import (
 )
 from kvm2.errors import KvmError
 from kvm2.softkvm import devices, enable_cap, negotiation, vm_arm
+from kvm2.softkvm.limits import unknown_on_vm
 from kvm2.softkvm.vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ LATER = {
     io.KVM_ARM_MTE_COPY_TAGS: "KVM_ARM_MTE_COPY_TAGS",
 }
 
-# What a VM in the negotiation phase answers.
-WHILE_CONFIGURING = frozenset({io.KVM_CHECK_EXTENSION, io.KVM_VM2_GET_ATTR, io.KVM_VM2_SET_ATTRS, io.KVM_VM2_COMMIT})
 ARM64 = "arm64"
 
 
@@ -83,9 +82,8 @@ class VmFd:
         if method is None:
             if vm.config.arch == ARM64 and request in LATER:
                 raise KvmError(errno.ENOSYS, f"{LATER[request]}: the software KVM has no interrupt controller yet")
-            unknown = errno.EINVAL if vm.config.arch == ARM64 else errno.ENOTTY
-            raise KvmError(unknown, f"{request:#x} is no ioctl of a VM on this host")
-        if vm.configuring is not None and request not in WHILE_CONFIGURING:
+            raise KvmError(unknown_on_vm(vm.config.arch), f"{request:#x} is no ioctl of a VM on this host")
+        if vm.configuring is not None and request not in negotiation.WHILE_CONFIGURING:
             raise KvmError(errno.ENOEXEC, "this VM is in the negotiation phase: KVM_VM2_COMMIT makes it ready")
         return method(self, arg)
 
