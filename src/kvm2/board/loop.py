@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvm2.board.params import Params
+from kvm2.board.pausing import Pausing
 from kvm2.errors import KvmError, UsageError
 from kvm2.exits import Exit, Interrupted, Io, Mmio, SystemEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from kvm2.board.loader import Image
@@ -72,6 +74,16 @@ class RunResult:
         return self.ended in ENDED_WELL
 
 
+class Debugger(Protocol):
+    """Who is told of KVM_EXIT_DEBUG (`Board.debugger`), and of the end."""
+
+    def stopped(self, vcpu: Vcpu, exit: Exit) -> None:
+        """A debug exception, in the vCPU's thread. The vCPU goes on afterwards, unless it is held then."""
+
+    def ended(self) -> None:
+        """The run is over."""
+
+
 class Board:
     """A VM with its RAM, ready to load a guest and run once. Subclasses make the vCPUs and answer exits.
 
@@ -107,6 +119,8 @@ class Board:
         self._unclaimed_count = 0
         self._lock = threading.Lock()
         self._done = threading.Event()
+        self.pausing = Pausing(lambda number: self._by_id(number).kick())
+        self.debugger: Debugger | None = None
         self._end: tuple[str, str, int, KvmError | None] | None = None
         self._bug: BaseException | None = None
 
@@ -139,6 +153,32 @@ class Board:
             if at >= piece.base and not any(s.address < at + PARAMS_ROOM and at < s.end for s in image.segments):
                 return at
         return 0
+
+    # -- pausing
+
+    def _by_id(self, number: int) -> Vcpu:
+        return next(vcpu for vcpu in self.vcpus if vcpu.id == number)
+
+    def pause(self, who: object = "pause") -> None:
+        """Hold every vCPU between two instructions; returns when all are out of the guest. Also before `run`.
+
+        Holders are named by `who`: a vCPU goes on when none of them holds it.
+        """
+        self.pausing.hold(who, [vcpu.id for vcpu in self.vcpus])
+
+    def resume(self, who: object = "pause") -> None:
+        """Let go of what `who` holds."""
+        self.pausing.release(who)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Every vCPU is held: a snapshot is taken in here."""
+        who = object()
+        self.pause(who)
+        try:
+            yield
+        finally:
+            self.resume(who)
 
     # -- running
 
@@ -212,10 +252,14 @@ class Board:
             if self._end is None:
                 self._end = (ended, reason, vcpu, error)
         self._done.set()
+        self.pausing.end()
+        if self.debugger is not None:
+            self.debugger.ended()
 
     def _drive(self, vcpu: Vcpu) -> None:
         try:
-            self._loop(vcpu)
+            with self.pausing.driving(vcpu.id):
+                self._loop(vcpu)
         except KvmError as error:
             self.finish("failed", f"KVM_RUN of vCPU {vcpu.id}: {error}", vcpu.id, error)
         except BaseException as error:  # a defect here must not look like a guest that hangs
@@ -224,6 +268,8 @@ class Board:
 
     def _loop(self, vcpu: Vcpu) -> None:
         exits, mmio, io, done = self._exits[self.vcpus.index(vcpu)], self.mmio, self.io, self._done.is_set
+        park, number = self.pausing.park, vcpu.id
+        park(number)
         for exit in vcpu.run():
             what = type(exit)
             if what is Io:
@@ -235,8 +281,12 @@ class Board:
             else:
                 kind = exit.kind
             exits[kind] = exits.get(kind, 0) + 1
-            if what is not Io and what is not Mmio and what is not Interrupted:
-                return self.other(vcpu, exit)
+            if what is not Io and what is not Mmio:
+                if kind == "debug" and self.debugger is not None:
+                    self.debugger.stopped(vcpu, exit)
+                elif what is not Interrupted:
+                    return self.other(vcpu, exit)
+                park(number)
             if done():
                 return None
         return None
