@@ -12,7 +12,7 @@ from kvm2.board.pausing import Pausing
 from kvm2.spec import MemoryRange, VmSpec
 
 RAM = 1 << 30
-# vCPU 0 turns vCPU 1 on (PSCI CPU_ON 0xC4000003, target 1, entry RAM + 0x20); then x5 of the one counts, x6 of the other.
+# vCPU 0 turns vCPU 1 on (PSCI CPU_ON 0xC4000003, target 1, entry RAM + 0x20); then x5 of one counts, x6 of the other.
 ON = (0xD2800060, 0xF2B88000, 0xD2800021, 0xD2800402, 0xF2A80002, 0xD4000002)
 COUNT_X5, COUNT_X6, BACK = 0x910004A5, 0x910004C6, 0x17FFFFFF
 WORDS = (*ON, COUNT_X5, BACK, COUNT_X6, BACK)
