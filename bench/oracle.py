@@ -28,8 +28,8 @@ def _machine() -> None:
     """The machine, built: that is not what is measured."""
     from kvm2.errors import EnvironmentFault
     from kvm2.lab.oracle.machine import build
-    from kvm2.lab.oracle.packages import INSTALL
     from kvm2.lab.oracle.shapes import shape
+    from kvm2.lab.packages import INSTALL
 
     missing = [program for program in INSTALL if shutil.which(program) is None]
     if missing:

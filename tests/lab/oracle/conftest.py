@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvm2.errors import EnvironmentFault
+from kvm2.lab.oracle.initramfs import PYTHON
 from kvm2.lab.oracle.machine import Machine, build, open_machine
-from kvm2.lab.oracle.packages import INSTALL, Archive, cache_directory
 from kvm2.lab.oracle.shapes import Shape, shape
+from kvm2.lab.packages import INSTALL, Archive, cache_directory
 
 
 def have(name: str) -> Shape:
@@ -23,7 +24,8 @@ def have(name: str) -> Shape:
     archive = Archive(cache_directory())
     try:
         archive.kernel(wanted.kernel)
-        archive.python()
+        for package in PYTHON:
+            archive.package(package)
     except EnvironmentFault as error:
         pytest.skip(f"Debian's arm64 packages cannot be had: {error}")
     build(wanted)

@@ -18,8 +18,8 @@ from kvm2.errors import EnvironmentFault
 from kvm2.lab.oracle import machine as machines
 from kvm2.lab.oracle.inside import PYTHON
 from kvm2.lab.oracle.machine import Job, Machine, State, build, open_machine
-from kvm2.lab.oracle.packages import cache_directory
 from kvm2.lab.oracle.shapes import Shape
+from kvm2.lab.packages import cache_directory
 
 SLEEP = "import time; print('up', flush=True); time.sleep(300)"
 EXEC = [sys.executable, "-m", "kvm2", "oracle", "exec", "--shape", "neoverse-n1-4k", "--"]

@@ -7,10 +7,8 @@ the machine to boot again.
 from __future__ import annotations
 
 import io
-import lzma
 import marshal
 import re
-import subprocess
 import sys
 import tarfile
 from functools import cache
@@ -19,12 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.oracle.cpio import Tree
+from kvm2.lab.cpio import Tree
+from kvm2.lab.kernel_package import members
 from kvm2.lab.oracle.elf import needed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
+# Python, and every library that its own modules need where kvm2 uses them.
+PYTHON = (
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libc6",
+    "libgcc-s1",
+    "libexpat1",
+    "zlib1g",
+    "libffi8",
+    "liblzma5",
+    "libbz2-1.0",
+)
 STDLIB = "usr/lib/python3.11/"
 LIBRARIES = "usr/lib/aarch64-linux-gnu/"
 # Of the standard library, what nothing in kvm2 could want.
@@ -38,52 +50,6 @@ WANTED = re.compile(rf"{STDLIB}|{LIBRARIES}[^/]*\.so[^/]*$|usr/lib/ld-linux-aarc
 LEFT_OUT = re.compile(rf"{LIBRARIES}(libnss_|libnsl|libthread_db|libmemusage|libpcprofile|libc_malloc|libBrokenLocale)")
 # What the port needs; kernels that have it built in have no such modules.
 WANTED_MODULES = ("virtio_pci", "virtio_console")
-
-
-def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
-    """The files and links of a Debian package: path (without ./, below usr where Debian merges it), entry, contents."""
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-                for member in tar:
-                    path = re.sub(r"^(lib|bin|sbin)/", r"usr/\1/", member.name.removeprefix("./"))
-                    file = tar.extractfile(member) if member.isreg() else None
-                    yield path, member, file.read() if file else b""
-        except tarfile.TarError as error:
-            raise EnvironmentFault(f"{package}: not a Debian package: {error}; delete it") from error
-        finally:
-            process.stdout.close()
-
-
-def kernel_image(package: Path) -> tuple[bytes, dict[str, bytes]]:
-    """The kernel of a package, and the modules of it that the port needs, in the order in which they can be loaded."""
-    image, modules = b"", {}
-    for path, _, data in members(package):
-        found = re.search(r"/([^/]+)\.ko(\.xz)?$", path)
-        if path.startswith("boot/vmlinuz-"):
-            image = data
-        elif found:
-            modules[found[1].replace("-", "_")] = data
-    if not image:
-        raise EnvironmentFault(f"{package}: there is no kernel in it")
-    ordered: dict[str, bytes] = {}
-    for name in WANTED_MODULES:
-        _add_module(name, modules, ordered)
-    return image, ordered
-
-
-def _add_module(name: str, modules: dict[str, bytes], ordered: dict[str, bytes]) -> None:
-    """Adds a module after those that it depends on, by its own account (`modinfo`)."""
-    if name in ordered or name not in modules:
-        return
-    data = modules[name]
-    if data.startswith(b"\xfd7zXZ"):
-        data = lzma.decompress(data)
-    depends = re.search(rb"\0depends=([^\0]*)\0", data)
-    for other in depends[1].decode().split(",") if depends else ():
-        _add_module(other.replace("-", "_"), modules, ordered)
-    ordered[name] = data
 
 
 @cache

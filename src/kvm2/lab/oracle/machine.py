@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.oracle import agent, cpio, elf, initramfs, qemu
+from kvm2.lab import cpio, kernel_package
+from kvm2.lab.oracle import agent, elf, initramfs, qemu
 from kvm2.lab.oracle.link import Finished, Gone, Link, Sink
-from kvm2.lab.oracle.packages import Archive, cache_directory, need
+from kvm2.lab.packages import Archive, cache_directory, need
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -167,14 +168,14 @@ def open_machine(shape: Shape, say: Say = _silent) -> Machine:
 
 def build(shape: Shape, say: Say = _silent) -> State:
     """The warm state of a shape, made where it is missing or something that it depends on has changed."""
-    need(qemu.PROGRAM, "apt-get", "apt-cache", "dpkg-deb")
+    need(qemu.PROGRAM, "apt-get", "apt-cache", "dpkg-deb", whose="the oracle")
     cache = cache_directory()
     archive = Archive(cache, say)
     sources = application_sources()
     place = cache / "machines" / shape.name
     place.mkdir(parents=True, exist_ok=True)
     with _locked(place, say):
-        kernel, python = archive.kernel(shape.kernel), archive.python()
+        kernel, python = archive.kernel(shape.kernel), [archive.package(name) for name in initramfs.PYTHON]
         base_key = _base_key(shape, kernel, python)
         warm_key = _key(base_key, *(part for name, data in sources for part in (name, data)))
         warm = State(place / f"warm-{warm_key}")
@@ -196,7 +197,7 @@ def built(shape: Shape) -> bool:
 
 def update_packages(say: Say = _silent) -> None:
     """Reads what packages there are now; machines of older ones are stale from then on."""
-    need("apt-get", "apt-cache")
+    need("apt-get", "apt-cache", whose="the oracle")
     Archive(cache_directory(), say).update()
 
 
@@ -216,7 +217,7 @@ def _base_key(shape: Shape, kernel: Path, python: list[Path]) -> str:
         json.dumps(qemu.command_line(shape, "kernel", "initrd", "memory", True)),
         f"{program} {seen.st_size} {seen.st_mtime_ns}",
         *(path.name for path in (kernel, *python)),
-        *(Path(module.__file__ or "").read_bytes() for module in (agent, initramfs, cpio, elf)),
+        *(Path(module.__file__ or "").read_bytes() for module in (agent, initramfs, kernel_package, cpio, elf)),
         str(initramfs.can_compile()),
     )
 
@@ -285,7 +286,7 @@ def _make(state: State, say: Say, fill: Callable[[State], None]) -> None:
 
 def _make_base(shape: Shape, state: State, kernel: Path, python: list[Path], say: Say) -> None:
     say(f"{shape.name}: putting together Linux ({kernel.name.split('_')[0]}) and Python")
-    image, modules = initramfs.kernel_image(kernel)
+    image, modules = kernel_package.kernel_image(kernel, initramfs.WANTED_MODULES)
     (state.directory / "kernel").write_bytes(image)
     source = Path(agent.__file__ or "").read_bytes()
     (state.directory / "initrd").write_bytes(initramfs.base(python, source, modules))

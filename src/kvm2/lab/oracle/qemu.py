@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.oracle.packages import need
+from kvm2.lab.packages import need
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def _value(text: str) -> str:
 
 def version() -> str:
     """The first line of what QEMU says of its version; EnvironmentFault where there is no QEMU."""
-    need(PROGRAM)
+    need(PROGRAM, whose="the oracle")
     done = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode or not re.match(r"QEMU emulator version \d", done.stdout):
         raise EnvironmentFault(f"{PROGRAM} --version failed: {(done.stderr or done.stdout).strip()}")
@@ -98,7 +98,7 @@ class Qemu:
     def __init__(self, command: Sequence[str], incoming: Path | None = None) -> None:
         if sys.platform != "linux":
             raise EnvironmentFault("the oracle needs Linux: it is built from Debian's packages by apt and dpkg")
-        need(PROGRAM)
+        need(PROGRAM, whose="the oracle")
         state = os.open(incoming, os.O_RDONLY | os.O_CLOEXEC) if incoming is not None else None
         # What the kernel prints on its console, and QEMU on its standard error.
         self._said: int | None = os.memfd_create("kvm2-oracle")

@@ -11,26 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvm2.errors import HostError
-
-
-@dataclass(frozen=True, slots=True)
-class Flavour:
-    """One of Debian's kernels for arm64: a pattern of its package's name, and its page size in bytes."""
-
-    name: str
-    package: str
-    page: int
-
-
-# Debian has no kernel with 64K pages. `cloud` is the smallest image; all have KVM built in.
-FLAVOURS = {
-    flavour.name: flavour
-    for flavour in (
-        Flavour("6.12-4k", r"linux-image-6\.12\.[0-9]+\+deb[0-9]+-cloud-arm64-unsigned", 4096),
-        Flavour("6.12-16k", r"linux-image-6\.12\.[0-9]+\+deb[0-9]+-arm64-16k-unsigned", 16384),
-        Flavour("6.1-4k", r"linux-image-6\.1\.0-[0-9]+-cloud-arm64-unsigned", 4096),
-    )
-}
+from kvm2.lab.packages import FLAVOURS
 
 
 @dataclass(frozen=True, slots=True)

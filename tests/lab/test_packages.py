@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.oracle.packages import Archive, cache_directory, need, newest
-from kvm2.lab.oracle.shapes import FLAVOURS
+from kvm2.lab.packages import FLAVOURS, Archive, cache_directory, need, newest
 
 NAMES = [
     "linux-image-6.12.107+deb12-cloud-arm64-unsigned",
@@ -96,7 +95,7 @@ def test_a_source_without_arm64_does_no_harm(apt: Path, tmp_path: Path) -> None:
 
 def test_no_such_kernel(apt: Path, tmp_path: Path) -> None:
     (apt / "names").write_text("linux-image-amd64\n")
-    with pytest.raises(EnvironmentFault, match=r"needs Debian's kernels"):
+    with pytest.raises(EnvironmentFault, match=r"Debian's kernels are needed"):
         Archive(tmp_path / "cache").kernel("6.12-4k")
 
 
@@ -108,8 +107,11 @@ def test_what_apt_says_is_passed_on(apt: Path, tmp_path: Path) -> None:
 
 def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EnvironmentFault, match=r"apt-get install --no-install-recommends qemu-system-arm dpkg$"):
-        need("qemu-system-aarch64", "dpkg-deb")
+    with pytest.raises(
+        EnvironmentFault,
+        match=r"^the oracle needs qemu-system-aarch64, dpkg-deb: on Debian, apt-get install --no-install-recommends qemu-system-arm dpkg$",
+    ):
+        need("qemu-system-aarch64", "dpkg-deb", whose="the oracle")
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import stat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm2.lab.oracle.cpio import TRAILER, Tree
+from kvm2.lab.cpio import TRAILER, Tree
 
 
 def unpack(archive: bytes) -> list[tuple[str, int, bytes]]:

@@ -11,28 +11,15 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.oracle.shapes import FLAVOURS, Flavour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# Python, and every library that its own modules need where kvm2 uses them.
-PYTHON = (
-    "python3.11-minimal",
-    "libpython3.11-minimal",
-    "libpython3.11-stdlib",
-    "libc6",
-    "libgcc-s1",
-    "libexpat1",
-    "zlib1g",
-    "libffi8",
-    "liblzma5",
-    "libbz2-1.0",
-)
 INSTALL = {
     "qemu-system-aarch64": "qemu-system-arm",
     "apt-get": "apt",
@@ -41,18 +28,38 @@ INSTALL = {
 }
 
 
-def need(*programs: str) -> None:
-    """EnvironmentFault, with what to install, where a program is missing."""
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """One of Debian's kernels for arm64: a pattern of its package's name, and its page size in bytes."""
+
+    name: str
+    package: str
+    page: int
+
+
+# Debian has no kernel with 64K pages. `cloud` is the smallest image; all have KVM built in.
+FLAVOURS = {
+    flavour.name: flavour
+    for flavour in (
+        Flavour("6.12-4k", r"linux-image-6\.12\.[0-9]+\+deb[0-9]+-cloud-arm64-unsigned", 4096),
+        Flavour("6.12-16k", r"linux-image-6\.12\.[0-9]+\+deb[0-9]+-arm64-16k-unsigned", 16384),
+        Flavour("6.1-4k", r"linux-image-6\.1\.0-[0-9]+-cloud-arm64-unsigned", 4096),
+    )
+}
+
+
+def need(*programs: str, whose: str = "fetching Debian's packages") -> None:
+    """EnvironmentFault, with what to install, where a program is missing. `whose` need it is, for the message."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         packages = " ".join(dict.fromkeys(INSTALL[program] for program in missing))
         raise EnvironmentFault(
-            f"the oracle needs {', '.join(missing)}: on Debian, apt-get install --no-install-recommends {packages}"
+            f"{whose} needs {', '.join(missing)}: on Debian, apt-get install --no-install-recommends {packages}"
         )
 
 
 def cache_directory() -> Path:
-    """Where packages and machines are kept: `kvm2/oracle` in XDG_CACHE_HOME, or in ~/.cache."""
+    """Where Debian's packages and the oracle's machines are kept: `kvm2/oracle` in XDG_CACHE_HOME, or in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "kvm2" / "oracle"
 
@@ -60,7 +67,6 @@ def cache_directory() -> Path:
 def newest(names: Iterable[str], flavour: Flavour) -> str | None:
     """The package of a flavour with the highest version in its name; None where there is none.
 
-    >>> from kvm2.lab.oracle.shapes import FLAVOURS
     >>> newest([f"linux-image-6.1.0-{n}-cloud-arm64-unsigned" for n in (9, 56, 47)], FLAVOURS["6.1-4k"])
     'linux-image-6.1.0-56-cloud-arm64-unsigned'
     """
@@ -80,9 +86,9 @@ class Archive:
         """The package of a kernel."""
         return self._package(flavour, lambda: self._newest(FLAVOURS[flavour]))
 
-    def python(self) -> list[Path]:
-        """The packages that make Python."""
-        return [self._package(name, lambda name=name: name) for name in PYTHON]  # type: ignore[misc]
+    def package(self, name: str) -> Path:
+        """A package by its name."""
+        return self._package(name, lambda: name)
 
     def update(self) -> None:
         """Forgets what was chosen, and reads what there is now."""
@@ -122,7 +128,7 @@ class Archive:
         found = newest(names, flavour)
         if found is None:
             raise EnvironmentFault(
-                f"apt knows no arm64 package {flavour.package}: the oracle needs Debian's kernels (Debian 12 has them)"
+                f"apt knows no arm64 package {flavour.package}: Debian's kernels are needed (Debian 12 has them)"
             )
         return found
 
@@ -134,7 +140,7 @@ class Archive:
         except EnvironmentFault as error:
             # One source of several may have nothing for arm64: what matters is whether the packages are found.
             if not any(self._lists.glob("*Packages*")):
-                raise EnvironmentFault(f"{error}\nthe oracle needs a mirror of Debian for arm64") from None
+                raise EnvironmentFault(f"{error}\na mirror of Debian for arm64 is needed") from None
 
     def _download(self, name: str) -> Path:
         self._say(f"fetching {name}")
