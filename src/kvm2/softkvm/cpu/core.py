@@ -104,6 +104,7 @@ class Core(CoreSettings):
     def close(self) -> None:
         """Free the core (about 1 ms); it must not be running."""
         self._gate.close()
+        self._defined.close()
         self._handler.close()
         self.instance.close()
 
@@ -235,7 +236,8 @@ class Core(CoreSettings):
                 while True:
                     self._taken = False
                     yield
-                    self._take()
+                    if self._failure is None:  # else: the exception that an access to a defined register failed with
+                        self._take()
                     self._gate.in_hook = False
             except GeneratorExit:
                 return
@@ -272,6 +274,11 @@ class Core(CoreSettings):
         self._gate.in_hook = self._taken = True
         if not self.on_trap():
             self._leave("trap")
+
+    def _fail(self, failure: BaseException) -> None:
+        """A function of `define` raised this; its access then ends in an exception, which is not the guest's."""
+        self._failure = failure
+        self._leave("trap")
 
     def _finish(self) -> None:
         """Take the exception at which a signal handler's exception ended the previous run."""

@@ -87,6 +87,7 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
     "tb_exec_unlock_aarch64": ([c_void_p], None),
     "tb_exec_lock_aarch64": ([c_void_p], None),
     "get_arm_cp_reginfo_aarch64": ([c_void_p, c_uint32], c_void_p),
+    "define_one_arm_cp_reg_with_opaque_aarch64": ([c_void_p, c_void_p, c_void_p], None),
 }
 
 

@@ -175,8 +175,8 @@ READ_CALLBACK = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_void_p)
 WRITE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_uint64)
 
 
-class _RegInfo(ctypes.Structure):
-    """`ARMCPRegInfo`, up to the functions."""
+class RegInfo(ctypes.Structure):
+    """`ARMCPRegInfo`."""
 
     _fields_ = [
         ("name", ctypes.c_char_p),
@@ -189,6 +189,9 @@ class _RegInfo(ctypes.Structure):
         ("writefn", c_void_p),
         ("raw_readfn", c_void_p),
         ("raw_writefn", c_void_p),
+        ("resetfn", c_void_p),
+        ("orig_readfn", c_void_p),
+        ("orig_writefn", c_void_p),
     ]
 
 
@@ -197,7 +200,7 @@ def register_info(instance: Instance, enc: int, missing_ok: bool = False) -> Any
     table = c_uint64.from_address(instance.env + instance.layout.cp_regs_in_env).value
     key = c_uint32(1 << 28 | 0x13 << 16 | enc)
     address = instance.engine.FAST.get_arm_cp_reginfo_aarch64(c_void_p(table), key)
-    info = _RegInfo.from_address(address) if address else None
+    info = RegInfo.from_address(address) if address else None
     found = info and (info.op0 << 14 | info.op1 << 11 | info.crn << 7 | info.crm << 3 | info.op2)
     if info is None and missing_ok:
         return None

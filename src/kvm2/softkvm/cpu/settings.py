@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kvm2.softkvm.cpu import instance as inst
 from kvm2.softkvm.cpu import registers as reg
 from kvm2.softkvm.cpu import sysregs
+from kvm2.softkvm.cpu.defined import Definitions, Read, Write
 from kvm2.softkvm.cpu.hcr import HypervisorConfig
 from kvm2.softkvm.cpu.instance import Instance
 from kvm2.softkvm.cpu.stop import StopGate
@@ -33,6 +34,7 @@ class CoreSettings:
         self._gate = StopGate(instance.request_stop)
         self.sctlr = instance.cell(reg.SCTLR_EL1)
         self._registers = sysregs.Overrides(instance, self._gate)
+        self._defined = Definitions(instance, self._gate, self._fail)
         self._sve = False
         self._native_stage2 = True
 
@@ -70,6 +72,20 @@ class CoreSettings:
         Before the first `run`. The virtual timer needs it: the core ignores writes to CNTV_*.
         """
         self._registers.override(enc, read, write)
+
+    def define(self, enc: int, read: Read | None, write: Write | None) -> None:
+        """Add a register of EL1 that the core does not have (ICC_*_EL1); `knows` is then true.
+
+        `read()` answers an MRS, `write(value)` takes an MSR; None, or an answer of None to a read and False to a write:
+        an undefined instruction. At EL0 it is undefined always. The functions run inside the emulator with PC at the
+        instruction; interrupt lines that a write changes count from the next instruction on, and `stop` in a write
+        ends `run` behind it (in a read: behind its basic block). What they raise `run` raises, with PC at the access,
+        which comes again. Before the first `run` of code that uses the register.
+        """
+        self._defined.define(enc, read, write)
+
+    def _fail(self, failure: BaseException) -> None:
+        raise NotImplementedError  # of the part that runs
 
     def knows(self, enc: int) -> bool:
         """Whether the core itself has a register or system instruction with this encoding."""
