@@ -53,6 +53,8 @@ class Execution:
         self.stale = False
         self.wait_for_interrupt = False
         self._running = False
+        self._inside = False  # about to enter the guest, in it, or in a trap of it
+        self._thread = 0
         self._signalled = False
         self._soft = False
         self._wake = threading.Event()
@@ -159,9 +161,13 @@ class Execution:
             self._synchronise()
             if self.vcpu.serror_pending:
                 self._deliver_serror()
+            # First this, then the lines: whoever changes one in between sees that it must be shown again.
+            self._thread, self._inside = threading.get_ident(), True
+            self._show_lines()
             self.stale = True
             return core.run()
         finally:
+            self._inside = False
             vm.run_lock.release()
 
     def _deliver_serror(self) -> None:
@@ -224,6 +230,21 @@ class Execution:
     def wake(self) -> None:
         """The vCPU's power state changed: it looks again."""
         self._signal(False)
+
+    def interrupt_lines_changed(self) -> None:
+        """The vGIC's lines changed: seen at once where this vCPU itself caused it, else at its next entry, which a vCPU
+        in the guest is brought to."""
+        if not self._inside:
+            self._wake.set()
+        elif self._thread == threading.get_ident():
+            self._show_lines()
+        else:
+            self.core.stop()
+
+    def _show_lines(self) -> None:
+        gic, core = self.vcpu.gic, self.core
+        core.set_irq(gic.irq_line or self.vcpu.irq_input)
+        core.set_fiq(gic.fiq_line or self.vcpu.fiq_input)
 
     def _wait_for_interrupt(self) -> None:
         """WFI: until a signal arrives. Nothing else can, as the VM has neither interrupt controller nor timers yet."""

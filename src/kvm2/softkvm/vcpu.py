@@ -34,6 +34,7 @@ from kvm2.softkvm import (
     vcpu_events,
 )
 from kvm2.softkvm.cpu.state import CpuState
+from kvm2.softkvm.vgic.state import VgicCpu
 
 if TYPE_CHECKING:
     from kvm2.abi.structs_arm64 import GuestDebug
@@ -51,6 +52,9 @@ class Running(Protocol):
 
     def wake(self) -> None:
         """The power state changed: look again."""
+
+    def interrupt_lines_changed(self) -> None:
+        """The interrupt controller's lines to this vCPU changed."""
 
 
 class PowerOn(NamedTuple):
@@ -82,6 +86,8 @@ class Vcpu:
         self.vls_written = False
         self.ccsidr: list[int] | None = None
         self.steal_base = smccc.INVALID_GPA
+        self.gic = VgicCpu(self)
+        self.irq_input = self.fiq_input = False  # KVM_IRQ_LINE of a VM without an interrupt controller
         self.pmu_irq: int | None = None
         self.pmu_created = False
         self.serror_pending = False
@@ -190,6 +196,11 @@ class Vcpu:
     def suspended(self) -> bool:
         """KVM_MP_STATE_SUSPENDED: KVM_RUN waits for an interrupt, then exits with a wake-up event."""
         return self.mp_state == KVM_MP_STATE_SUSPENDED
+
+    def interrupt_lines_changed(self) -> None:
+        """The vGIC signals an interrupt, or no longer does."""
+        if self.execution is not None:
+            self.execution.interrupt_lines_changed()
 
     # ---- KVM_ARM_VCPU_INIT and what follows it
 

@@ -16,6 +16,7 @@ from kvm2.abi import caps
 from kvm2.abi.sysregs import ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
 from kvm2.errors import KvmError
 from kvm2.softkvm import process
+from kvm2.softkvm.bus import Bus
 from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
 from kvm2.softkvm.features import PTRAUTH, VmArm
 from kvm2.softkvm.memslots import MemSlots
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kvm2.softkvm.memory import Memory
     from kvm2.softkvm.profile import Profile
     from kvm2.softkvm.run import Execution
+    from kvm2.softkvm.vgic.state import Vgic
 
 # Every VM of the process gets the next VMID; it shows in VTTBR_EL2, where userspace's dumps look for it.
 _vmids = itertools.count(1)
@@ -56,6 +58,9 @@ class Vm:
         self.dead = ""  # why every ioctl answers EIO
         self.ran = False
         self.irqchip = ""
+        self.vgic: Vgic | None = None
+        self.bus = Bus()  # what answers inside the VM before userspace is asked
+        self.observer: Callable[[str, dict[str, int]], None] | None = None  # is told of each interrupt
         self.return_nisv_to_user = False
         self.last_core: Core | None = None
         self.code_generation = 0
@@ -123,6 +128,11 @@ class Vm:
                 self._stage2.close()
                 self._stage2 = None
 
+    def observe(self, what: str, **facts: int) -> None:
+        """An interrupt was injected, acknowledged or ended; for whoever has set `observer`."""
+        if self.observer is not None:
+            self.observer(what, facts)
+
     # ---- capabilities
 
     def check_extension(self, cap: int) -> int:
@@ -153,6 +163,8 @@ class Vm:
             if number in self.vcpus:
                 raise KvmError(errno.EEXIST, f"vCPU {number} exists already in this VM")
             vcpu = self.vcpus[number] = Vcpu(self, number)
+            if self.vgic is not None:
+                self.vgic.add_cpu(vcpu.gic)
         return vcpu
 
     def check_vcpu_id(self, number: int) -> None:

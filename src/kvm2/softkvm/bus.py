@@ -1,0 +1,81 @@
+"""What answers a guest's access inside the VM, before userspace is asked (KVM_MMIO_BUS, virt/kvm/kvm_main.c)."""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Protocol
+
+from kvm2.errors import KvmError
+
+if TYPE_CHECKING:
+    from kvm2.softkvm.vcpu import Vcpu
+
+
+class IoDevice(Protocol):
+    """Registers in the guest physical address space. `offset` is from the start of what was registered.
+
+    A device that does not answer an access (None, False) leaves it to the next one there, and at last to userspace.
+    Both are called by a vCPU's own thread, inside its KVM_RUN, with the vCPU in `core`'s hook.
+    """
+
+    def read(self, vcpu: Vcpu, offset: int, size: int) -> int | None:
+        """The value of `size` bytes, or None."""
+
+    def write(self, vcpu: Vcpu, offset: int, size: int, value: int) -> bool:
+        """Takes the value; False where it is for somebody else."""
+
+
+class Bus:
+    """Devices by address. Changed under the VM's lock, by making a new table: readers need none.
+
+    >>> class Ram:
+    ...     def read(self, vcpu, offset, size): return offset
+    ...     def write(self, vcpu, offset, size, value): return True
+    >>> bus = Bus()
+    >>> bus.add(0x1000, 0x100, Ram())
+    >>> bus.read(None, 0x1010, 4), bus.read(None, 0x2000, 4)
+    (16, None)
+    """
+
+    def __init__(self) -> None:
+        # The starts, (start, end, device) in the same order, the longest range. One tuple: readers take no lock.
+        self._table: tuple[list[int], list[tuple[int, int, IoDevice]], int] = ([], [], 0)
+
+    def add(self, base: int, size: int, device: IoDevice) -> None:
+        """Puts `device` at [base, base + size). Several may share addresses: the last one added is asked first."""
+        if size < 0 or base + size > 1 << 64:
+            raise KvmError(errno.EINVAL, f"{size:#x} bytes at {base:#x} do not fit into 64 bits")
+        self._set(sorted((*self._table[1], (base, base + size, device)), key=lambda entry: entry[0]))
+
+    def remove(self, device: IoDevice) -> None:
+        """Takes every range of `device` away."""
+        self._set([entry for entry in self._table[1] if entry[2] is not device])
+
+    def _set(self, ranges: list[tuple[int, int, IoDevice]]) -> None:
+        longest = max((end - start for start, end, _ in ranges), default=0)
+        self._table = ([start for start, _, _ in ranges], ranges, longest)
+
+    def at(self, address: int, size: int) -> list[tuple[int, IoDevice]]:
+        """(start, device) of everything that holds the whole access, the last added first."""
+        starts, ranges, longest = self._table
+        found = []
+        at = bisect_right(starts, address) - 1
+        while at >= 0 and address - starts[at] <= longest:
+            start, end, device = ranges[at]
+            if address + size <= end or (start == end == address):
+                found.append((start, device))
+            at -= 1
+        return found
+
+    def read(self, vcpu: Vcpu, address: int, size: int) -> int | None:
+        """kvm_io_bus_read: the first answer; None: nobody here."""
+        for start, device in self.at(address, size):
+            value = device.read(vcpu, address - start, size)
+            if value is not None:
+                return value
+        return None
+
+    def write(self, vcpu: Vcpu, address: int, size: int, value: int) -> bool:
+        """kvm_io_bus_write: whether somebody took it."""
+        return any(device.write(vcpu, address - start, size, value) for start, device in self.at(address, size))
