@@ -22,7 +22,9 @@ from kvm2.softkvm.cpu import engine as uc
 from kvm2.softkvm.cpu.peek import peek, peek_prefix
 
 _INTR_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, ctypes.c_uint32, c_void_p)
+ENTER_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
 _CODE: Final = 0x10000
+_WFE: Final = 0xD503205F
 _HVC, _LDR_X2_X1, _LDXR_X6_X3, _PTRUE_P3, _SETFFR = 0xD40000E2, 0xF9400022, 0xC85F7C66, 0x2518E3E3, 0x252C9000
 _SVCS: Final = (0x5AA5, 0x1234)
 _BAD_ADDRESS: Final = 1 << 50 | 0xABC00
@@ -57,6 +59,7 @@ class Layout:
     spare_in_env: int  # 128 bytes of a register file that AArch64 has not (iWMMXt), behind the exclusive monitor
     cp_regs_in_env: int
     env_bytes: int
+    enter_in_cpu: int  # the function that the library calls on its way into the guest
     # What `uc_emu_stop` writes: (offset, byte) in the instance, then in the CPU object.
     stop_in_uc: tuple[tuple[int, int], ...]
     stop_in_cpu: tuple[tuple[int, int], ...]
@@ -308,6 +311,25 @@ def _find_ids(probe: _Probe) -> tuple[int, int]:
     raise _fault("the table of system registers")
 
 
+def _find_enter(probe: _Probe) -> int:
+    """`cpu_exec_enter` in the CPU's class: it and `cpu_exec_exit` do nothing, `cpu_exec_interrupt` follows them."""
+    engine = probe.engine
+    known = ctypes.cast(engine.LIB.arm_cpu_exec_interrupt_aarch64, c_void_p).value or 0
+    blob = peek_prefix(probe.cpu, _CPU_BYTES)
+    at = _only(_all(blob, struct.pack("<Q", known), 8), "the functions of the CPU's class") - 16
+    cell = c_void_p.from_address(probe.cpu + at)
+    if cell.value is None or blob[at : at + 8] != blob[at + 8 : at + 16]:
+        raise _fault("the function that is called at each entry")
+    calls: list[int] = []
+    callback, nothing = ENTER_CALLBACK(calls.append), cell.value
+    cell.value = ctypes.cast(callback, c_void_p).value
+    probe.run(_WFE, _HVC)
+    cell.value = nothing
+    if calls != [probe.cpu, probe.cpu]:  # at the start, and behind the WFE
+        raise _fault("the function that is called at each entry")
+    return at
+
+
 @functools.cache
 def layout() -> Layout:
     """The layout of the loaded library, found at the first call (5 ms); EnvironmentFault if it is another one."""
@@ -322,7 +344,8 @@ def layout() -> Layout:
         z, p = _find_vectors(probe)
         exclusive = _find_exclusive(probe)
         mmfr0, cp_regs = _find_ids(probe)
-        _find_stop(probe)
+        _find_stop(probe)  # before a WFE, behind which the library has cleared a flag that nothing reads
+        enter = _find_enter(probe)
         return Layout(
             env_in_cpu=probe.env - probe.cpu,
             exception_in_env=exception,
@@ -335,6 +358,7 @@ def layout() -> Layout:
             spare_in_env=exclusive + 24,
             cp_regs_in_env=cp_regs,
             env_bytes=probe.env_bytes,
+            enter_in_cpu=enter,
             stop_in_uc=probe.stops[0].stop_in_uc,
             stop_in_cpu=probe.stops[0].stop_in_cpu,
         )

@@ -21,6 +21,7 @@ from kvm2.softkvm.cpu import registers as reg
 from kvm2.softkvm.cpu.instance import COUNTER_HZ
 from kvm2.softkvm.cpu.registers import NATIVE
 from kvm2.softkvm.cpu.settings import CoreSettings
+from kvm2.softkvm.cpu.yields import Yields
 
 if TYPE_CHECKING:
     from kvm2.softkvm.cpu.softmmu import Stage2Walk
@@ -89,6 +90,7 @@ class Core(CoreSettings):
         # The library keeps only the address: the callback object must live as long as the core.
         self._callback = uc.INTR_CALLBACK(self._handler.send)
         instance.engine.hook(instance.handle, uc.HOOK_INTR, self._callback)
+        self._yields = Yields(instance, self._yielded, self._fail)
         self._soft: Any = None
         self._high: Any = None
         self._soft_fault: int | None = None  # the IPA of a stage-2 abort that Python's walk found, not the emulator's
@@ -105,6 +107,7 @@ class Core(CoreSettings):
         """Free the core (about 1 ms); it must not be running."""
         self._gate.close()
         self._defined.close()
+        self._yields.close()
         self._handler.close()
         self.instance.close()
 
@@ -172,11 +175,19 @@ class Core(CoreSettings):
 
     # ---- running
 
+    def set_wfe_trap(self, on: bool) -> None:
+        """Whether WFE and YIELD end `run`, as "wfe" with PC behind them. Without, they cost the guest under 1 us."""
+        self._yields.set(on)
+
+    def _yielded(self) -> None:
+        self._leave("wfe")
+
     def run(self) -> str:
         """Run the guest until something ends it.
 
         "trap": `on_trap` said False. "stop": `stop` was called. "wfi": the guest waits for an interrupt, PC is behind
-        the instruction. "error": the emulator failed, `error` says how.
+        the instruction. "wfe": it waits for another CPU, and `set_wfe_trap` was asked for; PC is behind WFE or YIELD.
+        "error": the emulator failed, `error` says how.
         """
         gate = self._gate
         try:
@@ -199,6 +210,7 @@ class Core(CoreSettings):
         while True:
             # There is an outcome already where a signal handler's exception came between it and the return.
             if self._left is None:
+                self._yields.entering = True
                 error = start(handle, instance.pc, _UNTIL, 0, 0)
             if self._failure is not None:
                 self._left = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvm2.errors import EnvironmentFault
 from kvm2.softkvm.cpu import instance as inst
@@ -33,8 +33,8 @@ _XZR: Final = 31
 # The registers come in; the description and the direction, which the instruction word tells too, are not taken.
 ACCESS_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
-Read = Callable[[], "int | None"]
-Write = Callable[[int], "bool | None"]
+Read: TypeAlias = Callable[[], int | None]
+Write: TypeAlias = Callable[[int], bool | None]
 
 
 class Definitions:

@@ -82,6 +82,7 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
     "uc_context_free": ([c_void_p], c_int),
     "qemu_get_cpu_aarch64": ([c_void_p, c_int], c_void_p),
     "arm_cpu_do_interrupt_aarch64": ([c_void_p], None),
+    "arm_cpu_exec_interrupt_aarch64": ([c_void_p, c_int], ctypes.c_bool),
     "arm_rebuild_hflags_aarch64": ([c_void_p], None),
     "tb_invalidate_phys_range_aarch64": ([c_void_p, c_uint64, c_uint64], None),
     "tb_exec_unlock_aarch64": ([c_void_p], None),
