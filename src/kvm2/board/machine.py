@@ -100,9 +100,9 @@ class Machine(Board):
         offset = exit.address - UART_BASE
         if 0 <= offset < UART_SIZE:
             if exit.is_write:
-                self.uart.write(offset, exit.value)
+                self.uart.write(offset, exit.size, exit.value)
             else:
-                exit.reply(self.uart.read(offset) & ((1 << 8 * exit.size) - 1))
+                exit.reply(self.uart.read(offset, exit.size) & ((1 << 8 * exit.size) - 1))
             return
         if not exit.is_write:
             exit.reply(0)
