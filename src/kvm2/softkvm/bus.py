@@ -41,6 +41,7 @@ class Bus:
     def __init__(self) -> None:
         # The starts, (start, end, device) in the same order, the longest range. One tuple: readers take no lock.
         self._table: tuple[list[int], list[tuple[int, int, IoDevice]], int] = ([], [], 0)
+        self.devices = 0  # how many ranges there are: whoever is in a hurry looks here first
 
     def add(self, base: int, size: int, device: IoDevice) -> None:
         """Puts `device` at [base, base + size). Several may share addresses: the last one added is asked first."""
@@ -55,6 +56,7 @@ class Bus:
     def _set(self, ranges: list[tuple[int, int, IoDevice]]) -> None:
         longest = max((end - start for start, end, _ in ranges), default=0)
         self._table = ([start for start, _, _ in ranges], ranges, longest)
+        self.devices = len(ranges)
 
     def at(self, address: int, size: int) -> list[tuple[int, IoDevice]]:
         """(start, device) of everything that holds the whole access, the last added first."""
