@@ -88,9 +88,8 @@ class Bus:
             raise UsageError(f"there is a device {name!r} already: each has a name of its own")
         for other in self.places.values():
             if other.base < place.end and place.base < other.end:
-                raise UsageError(
-                    f"{name} at {place.base:#x}..{place.end:#x} overlaps {other.name} at {other.base:#x}..{other.end:#x}"
-                )
+                there = f"{other.name} at {other.base:#x}..{other.end:#x}"
+                raise UsageError(f"{name} at {place.base:#x}..{place.end:#x} overlaps {there}")
         self.places[name] = place
         self._ordered = sorted([*self._ordered, place], key=lambda one: one.base)
         self._bases = [one.base for one in self._ordered]
