@@ -52,6 +52,11 @@ def _finish(ex: Execution, result: Result) -> bool:
     return not ex.vcpu.stopped()
 
 
+def wake_up(ex: Execution) -> None:
+    """The exit of a vCPU that was suspended, when an interrupt waits for it (`kvm_vcpu_suspend`)."""
+    _prepare(ex, SystemEvent(exits.KVM_SYSTEM_EVENT_WAKEUP))
+
+
 def _prepare(ex: Execution, leave: SystemEvent | Hypercall) -> None:
     if isinstance(leave, SystemEvent):
         payload = exits.SystemEvent(leave.type, leave.ndata, (leave.flags,) + (0,) * 15).pack()

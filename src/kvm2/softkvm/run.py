@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from kvm2.abi import exits
 from kvm2.errors import KvmError
-from kvm2.softkvm import faults, hypercall, mmio, signals
+from kvm2.softkvm import faults, guest_debug, hypercall, mmio, signals, stolen_time
 from kvm2.softkvm.cpu.core import Core
+from kvm2.softkvm.smccc import INVALID_GPA
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -29,6 +31,8 @@ PSTATE_NRW, PSTATE_A = 0x10, 1 << 8
 _EXIT_REASON = struct.Struct("=I")
 EXIT_REASON_OFFSET = exits.EXIT_REASON_OFFSET
 IMMEDIATE_EXIT = exits.IMMEDIATE_EXIT_OFFSET
+DEVICE_IRQ_LEVEL = exits.SYNC_REGS_OFFSET
+_LEVELS = struct.Struct("=Q")
 
 CACHE_LINE = 64  # the shortest that CTR_EL0 shows
 
@@ -47,6 +51,7 @@ class Execution:
         self.vm, self.vcpu, self.run_area = vm, vcpu, run_area
         self._lock = lock  # held by whoever is in an ioctl of this vCPU
         self.core: Core = None  # type: ignore[assignment]  # set at the first run, before anything uses it
+        self.debug = guest_debug.GuestDebug(self)
         self.mmio_esr = 0
         self.mmio_order: Literal["little", "big"] = "little"  # of the guest's data, at that access
         self.exit_reason = exits.KVM_EXIT_UNKNOWN
@@ -59,6 +64,7 @@ class Execution:
         self._soft = False
         self._wake = threading.Event()
         self._stage2_seen = self._code_seen = -1
+        self._offsets = (-1, -1)
 
     # ---- registers: the core's while it holds them, else the vCPU's state
 
@@ -76,9 +82,7 @@ class Execution:
         if not vcpu.has_run:
             vcpu.check_runnable()
             self.vm.first_run(vcpu)
-        if vcpu.guest_debug is not None:
-            raise KvmError(errno.EOPNOTSUPP, "KVM_SET_GUEST_DEBUG is kept, but debug exceptions are not executed yet")
-        self._signalled, self._running = False, True
+        self._signalled, self._running, self._thread = False, True, threading.get_ident()
         watching = signals.enter(self._signal)
         try:
             if vcpu.dirty or self._soft != self.vm.soft_mmu:
@@ -88,6 +92,7 @@ class Execution:
                     self.mmio_esr = 0
                 else:
                     mmio.complete(self)
+                    self.debug.advanced()
             if self.run_area[IMMEDIATE_EXIT]:
                 raise KvmError(errno.EINTR, "kvm_run.immediate_exit is set")
             self.exit_reason = exits.KVM_EXIT_UNKNOWN
@@ -96,6 +101,7 @@ class Execution:
             if watching:
                 signals.leave()
             self._running = False
+            self._tell_timers()
             _EXIT_REASON.pack_into(self.run_area, EXIT_REASON_OFFSET, self.exit_reason)
         return 0
 
@@ -108,6 +114,7 @@ class Execution:
             with self.vm.run_lock:
                 self.close()
             self.core, self._soft = self.vm.make_core(vcpu, self.trap), soft
+            self.debug.attach()
             vcpu.dirty = True
         if vcpu.dirty:
             if vcpu.state.pstate & PSTATE_NRW:
@@ -136,19 +143,28 @@ class Execution:
                 raise KvmError(errno.EINTR, "a signal arrived")
             if self.vm.dead:
                 raise KvmError(errno.EIO, self.vm.dead)
-            if self.vcpu.stopped() or self.vcpu.suspended():
+            if self.vcpu.stopped():
                 self._nap()
                 continue
+            if self.vcpu.suspended():
+                self._wait_for_interrupt()
+                if self.vcpu.runnable():
+                    return hypercall.wake_up(self)
+                continue
+            if self._timers_changed():
+                self.exit_reason = exits.KVM_EXIT_INTR
+                raise KvmError(errno.EINTR, "the output of a timer changed: kvm_run.s.regs.device_irq_level has it")
             if self.vcpu.before_entry():
                 self._prepare()
             outcome = self._enter()
             if outcome == "trap":
                 if self.exit_reason != exits.KVM_EXIT_UNKNOWN:
-                    return
+                    return None
                 if self.wait_for_interrupt:
                     self.wait_for_interrupt = False
                     self._wait_for_interrupt()
             elif outcome == "wfi":
+                self.debug.advanced()
                 self._wait_for_interrupt()
             elif outcome == "error":
                 raise KvmError(errno.EFAULT, self.core.error)
@@ -156,16 +172,27 @@ class Execution:
     def _enter(self) -> str:
         """Into the guest, until something ends it, with the other vCPUs of the VM out of it."""
         vm, core = self.vm, self.core
-        vm.run_lock.acquire(core.stop)
+        if self.vcpu.steal_base == INVALID_GPA:
+            vm.run_lock.acquire(core.stop)
+        else:
+            since = time.monotonic_ns()
+            vm.run_lock.acquire(core.stop)
+            stolen_time.account(self.vcpu, time.monotonic_ns() - since)
         try:
             self._synchronise()
             if self.vcpu.serror_pending:
                 self._deliver_serror()
             # First this, then the lines: whoever changes one in between sees that it must be shown again.
-            self._thread, self._inside = threading.get_ident(), True
+            self._inside = True
             self._show_lines()
             self.stale = True
-            return core.run()
+            if not self.debug.wanted():
+                return core.run()
+            self.debug.enter()
+            try:
+                return core.run()
+            finally:
+                self.debug.leave()
         finally:
             self._inside = False
             vm.run_lock.release()
@@ -185,6 +212,11 @@ class Execution:
         if self._stage2_seen != vm.stage2.generation:
             self._stage2_seen = vm.stage2.generation
             core.flush_tlb()
+        arm = vm.arm
+        if self._offsets != (arm.voffset, arm.poffset):
+            self._offsets = arm.voffset, arm.poffset
+            core.set_counter_offset(arm.voffset)
+            core.trap_physical_counter(bool(arm.poffset))
         if self._code_seen != vm.code_generation:
             self._code_seen = vm.code_generation
             core.flush_code()
@@ -247,9 +279,23 @@ class Execution:
         core.set_fiq(gic.fiq_line or self.vcpu.fiq_input)
 
     def _wait_for_interrupt(self) -> None:
-        """WFI: until a signal arrives. Nothing else can, as the VM has neither interrupt controller nor timers yet."""
-        while not self._signalled and not self.vm.dead:
+        """WFI (`kvm_vcpu_block`): until an interrupt is pending, a timer has fired, or a signal arrives."""
+        while not (self._signalled or self.vm.dead or self.vcpu.runnable() or self.vcpu.timers.pending()):
+            if self.vcpu.stopped():
+                return
             self._nap()
+
+    def _timers_changed(self) -> bool:
+        """kvm_timer_should_notify_user: without a vGIC, userspace delivers the timers' interrupts."""
+        if self.vm.vgic is not None or not self.vcpu.timers.in_use:
+            return False
+        told: int = _LEVELS.unpack_from(self.run_area, DEVICE_IRQ_LEVEL)[0]
+        return self.vcpu.timers.levels() != told
+
+    def _tell_timers(self) -> None:
+        """kvm_timer_update_run."""
+        if self.vm.vgic is None and self.vcpu.timers.in_use:
+            _LEVELS.pack_into(self.run_area, DEVICE_IRQ_LEVEL, self.vcpu.timers.levels())
 
     def _nap(self) -> None:
         self._wake.wait(NAP_SECONDS)
@@ -259,6 +305,9 @@ class Execution:
 
     def trap(self) -> bool:
         """Called inside the core for each exception to EL2. True: go on in the guest; False: leave it."""
+        return self.debug.trap(self._trap) if self.debug.stepping else self._trap()
+
+    def _trap(self) -> bool:
         ec = self.core.exception.syndrome >> 26
         if ec in (EC_DABT, EC_IABT):
             return faults.handle(self)
@@ -268,6 +317,8 @@ class Execution:
             return hypercall.smc(self)
         if ec == EC_SYS64:
             return self._system_register()
+        if ec in guest_debug.EXCEPTIONS:
+            return self.debug.exception()
         # SVE or pointer authentication without the feature, and whatever else is not the guest's to use.
         self.undefined()
         return True
@@ -301,6 +352,8 @@ class Execution:
         if read and target != 31:
             core.x[target] = value
         core.pc += 4
+        if enc in guest_debug.REGISTERS and not read:
+            self.debug.written()
         return True
 
 

@@ -129,10 +129,9 @@ def _arch_feature(vcpu: Vcpu, feature: int) -> int:
 
 def _ptp(vcpu: Vcpu, counter: int) -> Result:
     """kvm_ptp_get_time: the host's wall clock, and one of the guest's counters at the same time."""
-    arm = vcpu.vm.arm
     if counter not in (0, 1):
         return Result.of(NOT_SUPPORTED)
-    now, cycles = time.time_ns(), vcpu.physical_counter() - (arm.poffset if counter else arm.voffset) & U64
+    now, cycles = time.time_ns(), vcpu.timers[counter].count()
     return Result.of(now >> 32, now & U32, cycles >> 32, cycles & U32)
 
 

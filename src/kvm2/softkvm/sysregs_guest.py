@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kvm2.abi import sysregs as sr
-from kvm2.softkvm import registers_sys, registers_timer, sysregs_cache, sysregs_id, sysregs_pmu
+from kvm2.softkvm import registers_sys, sysregs_cache, sysregs_id, sysregs_pmu
 from kvm2.softkvm.sysregs_table import SysReg, invariants, table
+from kvm2.softkvm.timers import PHYSICAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,21 +125,17 @@ def _sre(vcpu: Vcpu, reg: SysReg, write: bool, value: int) -> int | None:
 
 def _timer(vcpu: Vcpu, reg: SysReg, write: bool, value: int) -> int | None:
     """The physical timer; CNTPCT_EL0 cannot be written."""
-    state, now = vcpu.state.sys, registers_timer.count(vcpu, physical=True)
+    timer = vcpu.timers[PHYSICAL]
     if reg.enc in (sr.CNTPCT_EL0, sr.CNTPCTSS_EL0):
-        return None if write else now
-    if reg.enc == sr.CNTP_TVAL_EL0:
-        if not write:
-            return state.get(sr.CNTP_CVAL_EL0, 0) - now & U32
-        state[sr.CNTP_CVAL_EL0] = now + ((value & U32 ^ 1 << 31) - (1 << 31)) & registers_timer.U64
-        return 0
-    if reg.enc == sr.CNTP_CTL_EL0:
-        if write:
-            state[reg.enc] = value & U32 & ~registers_timer.CTL_ISTATUS
-            return 0
-        passed = state.get(sr.CNTP_CVAL_EL0, 0) <= now
-        return state.get(reg.enc, 0) | (registers_timer.CTL_ISTATUS if passed else 0)
-    return _plain(vcpu, reg, write, value)
+        return None if write else timer.count()
+    name = _TIMER_REGISTERS[reg.enc]
+    if not write:
+        return int(getattr(timer, name))
+    setattr(timer, name, value)
+    return 0
+
+
+_TIMER_REGISTERS: Final = {sr.CNTP_TVAL_EL0: "value", sr.CNTP_CTL_EL0: "control", sr.CNTP_CVAL_EL0: "compare"}
 
 
 def _pmu_closed(vcpu: Vcpu, flags: int) -> bool:

@@ -59,7 +59,7 @@ def reset_sys(vcpu: Vcpu) -> None:
                 vm.arm.id_regs[reg.enc] = sysregs_id.reset_value(vcpu, reg)
         elif fixed or not vcpu.initialized or not _is_vcpu_id(reg.enc):
             state[reg.store] = _value(vcpu, reg)
-    state[sr.CNTV_CTL_EL0] = state[sr.CNTP_CTL_EL0] = 0
+    vcpu.timers.reset()
     state.setdefault(sr.CNTV_CVAL_EL0, 0)
     state.setdefault(sr.CNTP_CVAL_EL0, 0)
 

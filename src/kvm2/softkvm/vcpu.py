@@ -7,7 +7,6 @@ KvmError. Structures are read from and written to the client's memory in the ord
 from __future__ import annotations
 
 import errno
-import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvm2.abi.structs import (
@@ -24,6 +23,7 @@ from kvm2.softkvm import (
     features,
     registers,
     smccc,
+    stolen_time,
     sve,
     sysregs_guest,
     sysregs_id,
@@ -34,14 +34,12 @@ from kvm2.softkvm import (
     vcpu_events,
 )
 from kvm2.softkvm.cpu.state import CpuState
+from kvm2.softkvm.timers import VcpuTimers, physical_count
 from kvm2.softkvm.vgic.state import VgicCpu
 
 if TYPE_CHECKING:
     from kvm2.abi.structs_arm64 import GuestDebug
     from kvm2.softkvm.vm import Vm
-
-# The counter of the emulated core: 62.5 MHz, one tick in 16 ns.
-COUNTER_TICK_NS = 16
 
 
 class Running(Protocol):
@@ -86,6 +84,7 @@ class Vcpu:
         self.vls_written = False
         self.ccsidr: list[int] | None = None
         self.steal_base = smccc.INVALID_GPA
+        self.stolen_ns = 0
         self.gic = VgicCpu(self)
         self.irq_input = self.fiq_input = False  # KVM_IRQ_LINE of a VM without an interrupt controller
         self.pmu_irq: int | None = None
@@ -95,13 +94,11 @@ class Vcpu:
         self.exception_pending = False  # a synchronous exception to EL1 is entered before the next instruction
         self.fault_esr = self.fault_address = 0  # of the last exit, for an injected external abort
         self.guest_debug: GuestDebug | None = None
+        self.step_pending = False  # userspace's step is made, its exception waits (DBG_SS_ACTIVE_PENDING)
         self.signal_mask: bytes | None = None
+        self.timers = VcpuTimers(self)
         if not vm.arm.counter_offset_set:
-            vm.arm.voffset, vm.arm.poffset = self.physical_counter(), 0
-
-    def physical_counter(self) -> int:
-        """The host's counter, in ticks of the emulated core's timer."""
-        return time.monotonic_ns() // COUNTER_TICK_NS
+            vm.set_counter_offsets(voffset=physical_count(), poffset=0)
 
     # ---- the core holds the registers while it runs
 
@@ -145,6 +142,7 @@ class Vcpu:
         if self.has_run:
             return
         sysregs_id.finalise(self.vm)
+        self.timers.enable()
         self.pull()
         sysregs_pmu.first_run(self)
         self.dirty = True
@@ -201,6 +199,18 @@ class Vcpu:
         """The vGIC signals an interrupt, or no longer does."""
         if self.execution is not None:
             self.execution.interrupt_lines_changed()
+
+    def runnable(self) -> bool:
+        """kvm_arch_vcpu_runnable: an interrupt waits for a vCPU that is not powered off."""
+        if self.stopped():
+            return False
+        if self.irq_input or self.fiq_input or self.gic.irq_line or self.gic.fiq_line:
+            return True
+        vgic = self.vm.vgic
+        if vgic is None or not self.gic.listed:
+            return False
+        with vgic.lock:
+            return self.gic.interface.has_pending()
 
     # ---- KVM_ARM_VCPU_INIT and what follows it
 
@@ -310,4 +320,4 @@ class Vcpu:
 
     def start_stolen_time(self) -> int:
         """PV_TIME_ST: the guest physical address of the stolen-time structure, zeroed; all ones without one."""
-        return vcpu_attrs.start_stolen_time(self)
+        return stolen_time.start(self)

@@ -23,7 +23,7 @@ PMU_GROUP, TIMER_GROUP, PVTIME_GROUP = 0, 1, 2
 PMU_IRQ, PMU_INIT, PMU_FILTER, PMU_SET_PMU = range(4)
 PVTIME_IPA = 0
 FIRST_PPI, FIRST_SPI, LAST_SPI = 16, 32, 1019
-STOLEN_TIME_BYTES, STOLEN_TIME_ALIGN = 64, 64
+STOLEN_TIME_ALIGN = 64
 ALLOW, DENY = 0, 1
 _V3 = 1
 # Attributes of 6.1's timer group; 6.12 adds the two timers of EL2.
@@ -190,15 +190,3 @@ def _set_stolen_time(vcpu: Vcpu, attr: DeviceAttr) -> None:
     if vcpu.vm.slots.find(ipa >> vcpu.vm.profile.page_shift) is None:
         raise KvmError(errno.EINVAL, f"stolen time at {ipa:#x}: no memory slot is there")
     vcpu.steal_base = ipa
-
-
-def start_stolen_time(vcpu: Vcpu) -> int:
-    """kvm_init_stolen_time: zeroes the structure in guest memory."""
-    base, shift = vcpu.steal_base, vcpu.vm.profile.page_shift
-    if base == INVALID_GPA:
-        return INVALID_GPA
-    slot = vcpu.vm.slots.find(base >> shift)
-    if slot is not None:
-        vcpu.vm.memory.write(slot.userspace_addr + base - slot.guest_phys_addr, bytes(STOLEN_TIME_BYTES))
-        vcpu.vm.slots.mark_dirty(base >> shift)
-    return base

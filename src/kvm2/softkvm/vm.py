@@ -154,6 +154,17 @@ class Vm:
     def _vgic_limit(self) -> int:
         return VGIC_V2_MAX_CPUS if self.irqchip == "v2" else sys.maxsize
 
+    # ---- time
+
+    def set_counter_offsets(self, voffset: int | None = None, poffset: int | None = None) -> None:
+        """The guests' counters are the host's minus these, in ticks; of all vCPUs, whose timers look again."""
+        if voffset is not None:
+            self.arm.voffset = voffset
+        if poffset is not None:
+            self.arm.poffset = poffset
+        for vcpu in list(self.vcpus.values()):
+            vcpu.timers.update()
+
     # ---- vCPUs
 
     def add_vcpu(self, number: int) -> Vcpu:
@@ -188,6 +199,7 @@ class Vm:
     def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool]) -> Core:
         """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2."""
         from kvm2.softkvm.cpu.core import Core
+        from kvm2.softkvm.vgic import icc
 
         # Protected KVM keeps pointer authentication from every guest, whatever it says of the feature.
         sve, pauth = vcpu.has_sve(), bool(vcpu.features & PTRAUTH) and self.profile.mode != "protected"
@@ -209,7 +221,9 @@ class Vm:
             vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
             core.set_sve(vqs if sve else None)
         core.set_traps(smp=True)
-        core.set_counter_offset(self.arm.voffset)
+        vcpu.timers.attach(core)
+        if self.irqchip == "v3":
+            icc.define(core, vcpu)
         core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
         return core
 

@@ -61,7 +61,7 @@ def set_counter_offset(vm: Vm, arg: int) -> int:
         raise KvmError(errno.EINVAL, "kvm_arm_counter_offset.reserved must be zero")
     with vm.lock:
         vm.arm.counter_offset_set = True
-        vm.arm.voffset = vm.arm.poffset = offset.counter_offset
+        vm.set_counter_offsets(offset.counter_offset, offset.counter_offset)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kvm2.softkvm.cpu import instance as inst
 from kvm2.softkvm.cpu import registers as reg
 from kvm2.softkvm.cpu import sysregs
+from kvm2.softkvm.cpu.debug import DebugLogic
 from kvm2.softkvm.cpu.defined import Definitions, Read, Write
 from kvm2.softkvm.cpu.hcr import HypervisorConfig
 from kvm2.softkvm.cpu.instance import Instance
@@ -32,6 +33,7 @@ class CoreSettings:
         with_pauth = inst.HCR_API | inst.HCR_APK if pauth and model == "max" else 0
         self._hcr = HypervisorConfig(instance, inst.HCR_GUEST | with_pauth)
         self._gate = StopGate(instance.request_stop)
+        self.debug = DebugLogic(instance)
         self.sctlr = instance.cell(reg.SCTLR_EL1)
         self._registers = sysregs.Overrides(instance, self._gate)
         self._defined = Definitions(instance, self._gate, self._fail)
@@ -105,6 +107,10 @@ class CoreSettings:
     def set_counter_offset(self, ticks: int) -> None:
         """CNTVOFF_EL2: the virtual counter is the physical one minus this."""
         self.write_sys(reg.CNTVOFF_EL2, ticks & _MASK)
+
+    def trap_physical_counter(self, on: bool) -> None:
+        """Whether the guest's CNTPCT_EL0 traps (EC 0x18), as its timer does: it shows the host's counter otherwise."""
+        self.write_sys(reg.CNTHCTL_EL2, 0 if on else inst.CNTHCTL_EL1PCTEN)
 
     # ---- interrupts
 

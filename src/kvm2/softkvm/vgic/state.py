@@ -219,7 +219,7 @@ class Vgic:
                 raise KvmError(errno.EEXIST, f"interrupt {intid} is another device's already")
             irq.owner = owner
 
-    def send_sgi(self, sender: VgicCpu, to: VgicCpu, intid: int, group1: bool) -> None:
+    def send_sgi(self, to: VgicCpu, intid: int, group1: bool) -> None:
         """vgic_v3_queue_sgi: an SGI from one vCPU to another; a group 1 request does not reach a group 0 interrupt."""
         irq = to.irqs[intid]
         if irq.group and not group1:

@@ -1,0 +1,70 @@
+"""Alarms at times of the monotonic clock: one thread of the process wakes whoever asked (the kernel's hrtimers)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Final, Protocol
+
+_FOREVER: Final = 1 << 63
+
+
+class Sleeper(Protocol):
+    """Who is woken. `fired` runs in the alarm's thread and should be short."""
+
+    def fired(self) -> None:
+        """The time has come."""
+
+
+class Alarm:
+    """The times that were asked for, at most one of each sleeper. Any thread may call `set`."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._due: dict[Sleeper, int] = {}
+        self._next = _FOREVER  # when the thread wakes up by itself
+        self._thread: threading.Thread | None = None
+
+    def set(self, sleeper: Sleeper, when: int | None) -> None:
+        """`sleeper.fired()` is called at `when`, in nanoseconds of time.monotonic_ns, instead of earlier wishes; None
+        only takes those back."""
+        with self._changed:
+            if when is None:
+                self._due.pop(sleeper, None)
+                return
+            self._due[sleeper] = when
+            # A later time than the next one costs nothing: the thread looks again when it is awake anyway.
+            if when < self._next:
+                self._next = when
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="kvm2-alarm", daemon=True)
+                    self._thread.start()
+                else:
+                    self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic_ns()
+                due = [sleeper for sleeper, when in self._due.items() if when <= now]
+                for sleeper in due:
+                    del self._due[sleeper]
+                self._next = min(self._due.values(), default=_FOREVER)
+                if not due:
+                    self._changed.wait(None if self._next == _FOREVER else (self._next - now) / 1e9)
+                    continue
+            for sleeper in due:
+                sleeper.fired()
+
+
+_alarms: dict[int, Alarm] = {}
+
+
+def alarm() -> Alarm:
+    """This process's alarm; a child has its own."""
+    found = _alarms.get(os.getpid())
+    if found is None:
+        _alarms.clear()
+        found = _alarms.setdefault(os.getpid(), Alarm())
+    return found
