@@ -59,19 +59,7 @@ class Machine(Board):
         self.vcpus = [self.vm.create_vcpu(number) for number in range(cpus)]
         self.sve_vls = 0
         for vcpu in self.vcpus:
-            self._initialise(vcpu)
-
-    def _initialise(self, vcpu: Vcpu) -> None:
-        features = ["psci_0_2"] + ["power_off"] * (vcpu.id > 0) + ["sve"] * (self.spec.sve is not None)
-        vcpu.init(features)
-        if self.spec.sve is None:
-            return
-        if self.spec.sve == "vcpu":
-            # The rule of KVM_CREATE_VM_ARM64_VCPU_NEEDS_SET_SVE_VLS: the host's own set, written back, then finalised.
-            vcpu.set_reg("sve_vls", vcpu.get_reg("sve_vls"))
-            vcpu.finalize("sve")
-        words = vcpu.get_reg("sve_vls")
-        self.sve_vls = struct.unpack_from("<Q", words)[0] if isinstance(words, bytes) else words
+            self.sve_vls = initialise(vcpu, spec)
 
     def load(self, image: Image, *, params: bool = True) -> int:
         """Put the image and the parameter block into memory, and vCPU 0 at the entry; the block's address, or 0."""
@@ -107,6 +95,23 @@ class Machine(Board):
         if not exit.is_write:
             exit.reply(0)
         self.nothing_there("memory", exit.address, exit.size, exit.is_write)
+
+
+def initialise(vcpu: Vcpu, spec: VmSpec) -> int:
+    """KVM_ARM_VCPU_INIT with what a VM of `spec` has, powered off unless it is vCPU 0; the first word of SVE_VLS.
+
+    With `spec.sve` the vCPU is finalised with the VM's lengths, or, for "vcpu", with the host's own.
+    """
+    vcpu.init(["psci_0_2"] + ["power_off"] * (vcpu.id > 0) + ["sve"] * (spec.sve is not None))
+    if spec.sve is None:
+        return 0
+    if spec.sve == "vcpu":
+        # The rule of KVM_CREATE_VM_ARM64_VCPU_NEEDS_SET_SVE_VLS: the host's own set, written back, then finalised.
+        vcpu.set_reg("sve_vls", vcpu.get_reg("sve_vls"))
+        vcpu.finalize("sve")
+    words = vcpu.get_reg("sve_vls")
+    first: int = struct.unpack_from("<Q", words)[0] if isinstance(words, bytes) else words
+    return first
 
 
 def check_memory(memory: tuple[MemoryRange, ...]) -> None:
