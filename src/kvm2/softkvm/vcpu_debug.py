@@ -29,6 +29,7 @@ def set_guest_debug(vcpu: Vcpu, arg: int) -> int:
         raise KvmError(errno.EINVAL, f"guest debug control {debug.control:#x}: arm64 knows {VALID:#x}")
     if not debug.control & KVM_GUESTDBG_ENABLE:
         vcpu.guest_debug = None
+        vcpu.step_pending = False
     elif debug.control & KVM_GUESTDBG_USE_HW or vcpu.guest_debug is None:
         vcpu.guest_debug = debug
     else:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["COUNTER_HZ", "NATIVE", "Core"]
 
 EC_UNKNOWN, EC_WFX, EC_PAC, EC_SYS64, EC_SVE, EC_DABT_LOW = 0x00, 0x01, 0x09, 0x18, 0x19, 0x24
+EC_STEP_SAME: Final = 0x33
+PSTATE_D: Final = 1 << 9
 EC_SHIFT: Final = 26
 IL: Final = 1 << 25
 FAULT_TYPE: Final = 0x3C  # of the fault status: 0 is an address-size fault
@@ -270,6 +272,9 @@ class Core(CoreSettings):
                 self._undefined(esr)
             elif self._high is not None and ec in ABORTS and not esr & FAULT_TYPE:
                 self._beyond_48_bits(esr)
+            elif ec == EC_STEP_SAME and self.pstate & PSTATE_D:
+                # The step over an instruction that masks debug exceptions: the emulator did not see that it does.
+                self.instance.rebuild_flags()
             else:
                 self._fast.arm_cpu_do_interrupt_aarch64(self._cpu)
             return

@@ -33,7 +33,7 @@ _HCR_TRAPS: Final = HCR_TWI | HCR_TID1 | HCR_TID2 | HCR_TID3 | HCR_TSC | HCR_TAC
 HCR_GUEST: Final = HCR_RW | HCR_FMO | HCR_IMO | HCR_AMO | _HCR_TRAPS
 SCR_GUEST: Final = 0x531  # NS, RES1, HCE, RW
 SCR_APK_API: Final = 3 << 16
-MDCR_TPM_TPMCR: Final = 3 << 5
+MDCR_TRAPS: Final = 3 << 5 | 7 << 9  # TPM and TPMCR, the PMU; TDA, TDOSA and TDRA, the debug registers
 CNTHCTL_EL1PCTEN: Final = 1  # the physical counter is the guest's, the physical timer traps
 CPTR_EL2_TZ: Final = 1 << 8
 CPTR_EL3_EZ: Final = 1 << 8
@@ -89,7 +89,7 @@ class Instance:
         maximal = self.model == "max"
         self.write_sys(reg.SCR_EL3, SCR_GUEST | (SCR_APK_API if maximal else 0))
         self.write_sys(reg.HCR_EL2, HCR_GUEST)
-        self.write_sys(reg.MDCR_EL2, self.read_sys(reg.MDCR_EL2) | MDCR_TPM_TPMCR)
+        self.write_sys(reg.MDCR_EL2, self.read_sys(reg.MDCR_EL2) | MDCR_TRAPS)
         self.write_sys(reg.CNTHCTL_EL2, CNTHCTL_EL1PCTEN)
         if maximal:
             self.write_sys(reg.CPTR_EL3, CPTR_EL3_EZ)

@@ -2,8 +2,8 @@
 
 `NATIVE[model]` lists what `Core.load` and `Core.save` move: every register of KVM's arm64 table (arch/arm64/kvm/
 sys_regs.c) that the guest reads and writes in the core without a trap. Registers that the core traps to EL2 (ID
-registers, CSSELR, ACTLR, PMU, physical timer), that it treats as constant (AMAIR, AFSR) or does not have live in
-`CpuState.sys` alone. A test proves each entry by a round trip through guest code.
+registers, CSSELR, ACTLR, PMU, physical timer, debug registers), that it treats as constant (AMAIR, AFSR) or does not
+have live in `CpuState.sys` alone. A test proves each entry by a round trip through guest code.
 """
 
 from __future__ import annotations
@@ -57,14 +57,7 @@ CNTVOFF_EL2, CNTHCTL_EL2 = enc(3, 4, 14, 0, 3), enc(3, 4, 14, 1, 0)
 SCR_EL3, CPTR_EL3 = enc(3, 6, 1, 1, 0), enc(3, 6, 1, 1, 2)
 ID_AA64MMFR0_EL1 = enc(3, 0, 0, 7, 0)
 
-BREAKPOINTS, WATCHPOINTS = 6, 4  # of the core's models; a host's ID register may name more, kept in CpuState.sys
-_DEBUG = (
-    MDSCR_EL1,
-    *(enc(2, 0, 0, number, kind) for number in range(BREAKPOINTS) for kind in (4, 5)),
-    *(enc(2, 0, 0, number, kind) for number in range(WATCHPOINTS) for kind in (6, 7)),
-)
 _V8_0 = (
-    *_DEBUG,
     SCTLR_EL1,
     CPACR_EL1,
     TTBR0_EL1,
