@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvm2.board import linux_layout as layout
@@ -32,6 +32,8 @@ class Gic:
     irqs: int
     redistributors: tuple[layout.Room, ...] = ()
     its: layout.Room | None = None
+    device: Device | None = field(default=None, compare=False)
+    its_device: Device | None = field(default=None, compare=False)
 
 
 def has_device(vm: Vm, kind: str) -> bool:
@@ -96,7 +98,7 @@ def _make_v2(vm: Vm, irqs: int) -> Gic:
     _address(device, V2_ADDR_DIST, layout.GIC_DIST)
     _address(device, V2_ADDR_CPU, layout.GICV2_CPU)
     _initialise(device, irqs)
-    return Gic(2, irqs)
+    return Gic(2, irqs, device=device)
 
 
 def _make_v3(vm: Vm, cpus: int, irqs: int, its: bool) -> Gic:
@@ -111,8 +113,9 @@ def _make_v3(vm: Vm, cpus: int, irqs: int, its: bool) -> Gic:
             _address(device, V3_ADDR_REDIST_REGION, count << _REGION_COUNT_SHIFT | room.base | index)
     _initialise(device, irqs)
     if not its:
-        return Gic(3, irqs, regions)
+        return Gic(3, irqs, regions, device=device)
     translator = _made(vm, "vgic-its")
     _address(translator, ITS_ADDR, layout.GIC_ITS)
     translator.set_device_attr(GRP_CTRL, CTRL_INIT)
-    return Gic(3, irqs, regions, layout.Room("ITS", layout.GIC_ITS, layout.GIC_ITS_SIZE))
+    room = layout.Room("ITS", layout.GIC_ITS, layout.GIC_ITS_SIZE)
+    return Gic(3, irqs, regions, room, device, translator)
