@@ -49,7 +49,7 @@ class GicState:
         """What names a vCPU in the high word of an attribute."""
         if self.gic.version == 2:
             return self.vcpus.index(vcpu) << va.VCPU_SHIFT
-        mpidr = vcpu.regs["MPIDR_EL1"]
+        mpidr: int = vcpu.regs["MPIDR_EL1"]
         return (mpidr & 0xFFFFFF | (mpidr >> 32 & 0xFF) << 24) << va.VCPU_SHIFT
 
     @staticmethod
