@@ -18,6 +18,7 @@ from kvm2.errors import KvmError
 from kvm2.softkvm import process
 from kvm2.softkvm.bus import Bus
 from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
+from kvm2.softkvm.eventfds import Eventfds
 from kvm2.softkvm.features import PTRAUTH, VmArm
 from kvm2.softkvm.memslots import MemSlots
 from kvm2.softkvm.runlock import RunLock
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kvm2.softkvm.memory import Memory
     from kvm2.softkvm.profile import Profile
     from kvm2.softkvm.run import Execution
+    from kvm2.softkvm.vgic.its import Its
     from kvm2.softkvm.vgic.state import Vgic
 
 # Every VM of the process gets the next VMID; it shows in VTTBR_EL2, where userspace's dumps look for it.
@@ -59,7 +61,9 @@ class Vm:
         self.ran = False
         self.irqchip = ""
         self.vgic: Vgic | None = None
+        self.itses: list[Its] = []  # without a vGICv3 they do nothing, as in the kernel
         self.bus = Bus()  # what answers inside the VM before userspace is asked
+        self.eventfds = Eventfds()
         self.observer: Callable[[str, dict[str, int]], None] | None = None  # is told of each interrupt
         self.return_nisv_to_user = False
         self.last_core: Core | None = None
@@ -119,6 +123,7 @@ class Vm:
     def destroy(self) -> None:
         """The last descriptor is closed: cores and tables go, as soon as no vCPU runs any more."""
         self.doomed = True
+        self.eventfds.close()
         # A vCPU that runs reaches into the cores of the others (IC IVAU): none may go away under it.
         with self.run_lock, self.lock:
             if not all(execution.close() for execution in list(self.executions)):
@@ -143,6 +148,8 @@ class Vm:
             return min(self.config.max_vcpu_id, self._vgic_limit())
         if cap == caps.KVM_CAP_ARM_SVE and not self.config.sve_allowed:
             return 0
+        if cap == caps.KVM_CAP_MSI_DEVID and self.itses:
+            return 1
         if cap == caps.KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE and self._arm is not None:
             return self._arm.split_page_chunk_size
         answers = self.profile.vm_caps if cap in self.profile.vm_caps else self.profile.caps
@@ -185,16 +192,21 @@ class Vm:
             raise KvmError(errno.EINVAL, f"vCPU id {number}: this VM takes 0..{limit - 1}")
 
     def first_run(self, vcpu: Vcpu) -> None:
-        """`kvm_arch_vcpu_run_pid_change`: a vGIC that was never configured kills the VM at its first run."""
-        if self.irqchip:
-            self.dead = (
-                "KVM_RUN with a vGIC that was not initialised: the VM is dead (as in the kernel). Interrupt "
-                "controllers are not executed yet: run the guest without one"
-            )
-            raise KvmError(errno.ENXIO, self.dead)
+        """`kvm_arch_vcpu_run_pid_change`: a vGIC that was not configured kills the VM at its first run."""
         with self.lock:
+            if self.vgic is not None:
+                self._map_vgic(self.vgic)
             vcpu.on_first_run()
             vcpu.has_run = self.ran = True
+
+    def _map_vgic(self, vgic: Vgic) -> None:
+        from kvm2.softkvm.vgic.resources import map_resources
+
+        try:
+            map_resources(vgic)
+        except KvmError as error:
+            self.dead = f"{error.reason}; KVM_RUN has found it so, and the VM is dead (as in the kernel): make a new one"
+            raise KvmError(error.errno or errno.EINVAL, self.dead) from None
 
     def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool]) -> Core:
         """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2."""
@@ -221,6 +233,7 @@ class Vm:
             vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
             core.set_sve(vqs if sve else None)
         core.set_traps(smp=True)
+        core.set_wfe_trap(len(self.vcpus) > 1)
         vcpu.timers.attach(core)
         if self.irqchip == "v3":
             icc.define(core, vcpu)
