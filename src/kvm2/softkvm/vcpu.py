@@ -215,10 +215,11 @@ class Vcpu:
     # ---- KVM_ARM_VCPU_INIT and what follows it
 
     def vcpu_init(self, arg: int) -> int:
-        """KVM_ARM_VCPU_INIT: `features.set_target` has the checks. An SError that was pending is gone."""
+        """KVM_ARM_VCPU_INIT: `features.set_target` has the checks. An SError that was pending and the lines of
+        KVM_IRQ_LINE are gone."""
         init = VcpuInit.unpack(self.vm.memory.read(arg, VcpuInit.SIZE))
         power_off = features.set_target(self, init)
-        self.serror_pending = False
+        self.serror_pending = self.irq_input = self.fiq_input = False  # bits of HCR_EL2, which is set anew
         self.set_power(KVM_MP_STATE_STOPPED if power_off else KVM_MP_STATE_RUNNABLE)
         return 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import ioctls as io
 from kvm2.errors import KvmError
-from kvm2.softkvm import process
+from kvm2.softkvm import coalesced, process
 from kvm2.softkvm.run import Execution
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class VcpuFd:
         self._vm = vm_fd.vm
         self._lock = threading.RLock()
         self._area = mmap.mmap(-1, self._vm.profile.vcpu_mmap_size)
+        coalesced.share_ring(self._vm, memoryview(self._area))
         self.execution = Execution(self._vm, vcpu, memoryview(self._area), self._lock)
         vcpu.execution = self.execution
         self._vm.executions.append(self.execution)
@@ -55,6 +56,8 @@ class VcpuFd:
         vm = self._vm
         if vm.dead or vm.birth is not process.birth:
             vm.check_alive()
+        if vm.eventfds.irqfds is not None:
+            vm.eventfds.catch_up()
         if request == KVM_RUN and not arg:
             try:
                 with self._lock:

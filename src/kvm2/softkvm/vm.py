@@ -19,6 +19,7 @@ from kvm2.softkvm import process
 from kvm2.softkvm.bus import Bus
 from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
 from kvm2.softkvm.eventfds import Eventfds
+from kvm2.softkvm.eventfds import Eventfds
 from kvm2.softkvm.features import PTRAUTH, VmArm
 from kvm2.softkvm.memslots import MemSlots
 from kvm2.softkvm.runlock import RunLock
@@ -63,6 +64,7 @@ class Vm:
         self.vgic: Vgic | None = None
         self.itses: list[Its] = []  # without a vGICv3 they do nothing, as in the kernel
         self.bus = Bus()  # what answers inside the VM before userspace is asked
+        self.eventfds = Eventfds()
         self.eventfds = Eventfds()
         self.observer: Callable[[str, dict[str, int]], None] | None = None  # is told of each interrupt
         self.return_nisv_to_user = False
@@ -123,6 +125,7 @@ class Vm:
     def destroy(self) -> None:
         """The last descriptor is closed: cores and tables go, as soon as no vCPU runs any more."""
         self.doomed = True
+        self.eventfds.close()
         self.eventfds.close()
         # A vCPU that runs reaches into the cores of the others (IC IVAU): none may go away under it.
         with self.run_lock, self.lock:

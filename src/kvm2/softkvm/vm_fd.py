@@ -17,7 +17,17 @@ from kvm2.abi.structs import (
     UserspaceMemoryRegion2,
 )
 from kvm2.errors import KvmError
-from kvm2.softkvm import devices, enable_cap, negotiation, vm_arm
+from kvm2.softkvm import (
+    coalesced,
+    devices,
+    enable_cap,
+    ioeventfd,
+    irq_line,
+    irq_routing,
+    irqfd,
+    negotiation,
+    vm_arm,
+)
 from kvm2.softkvm.limits import unknown_on_vm
 from kvm2.softkvm.vcpu_fd import VcpuFd
 
@@ -28,14 +38,6 @@ if TYPE_CHECKING:
 # Calls of a 6.12 kernel that need the interrupt controller, the timers or the dirty ring, which come with a later step.
 LATER = {
     io.KVM_CREATE_IRQCHIP: "KVM_CREATE_IRQCHIP",
-    io.KVM_IRQ_LINE: "KVM_IRQ_LINE",
-    io.KVM_IRQ_LINE_STATUS: "KVM_IRQ_LINE_STATUS",
-    io.KVM_IRQFD: "KVM_IRQFD",
-    io.KVM_IOEVENTFD: "KVM_IOEVENTFD",
-    io.KVM_SIGNAL_MSI: "KVM_SIGNAL_MSI",
-    io.KVM_SET_GSI_ROUTING: "KVM_SET_GSI_ROUTING",
-    io.KVM_REGISTER_COALESCED_MMIO: "KVM_REGISTER_COALESCED_MMIO",
-    io.KVM_UNREGISTER_COALESCED_MMIO: "KVM_UNREGISTER_COALESCED_MMIO",
     io.KVM_RESET_DIRTY_RINGS: "KVM_RESET_DIRTY_RINGS",
     io.KVM_GET_STATS_FD: "KVM_GET_STATS_FD",
     io.KVM_ARM_SET_DEVICE_ADDR: "KVM_ARM_SET_DEVICE_ADDR",
@@ -69,7 +71,10 @@ class VmFd:
         if last:
             self.vm.destroy()
 
-    release = drop
+    def release(self) -> None:
+        """The descriptor was closed (`kvm_vm_release`): its irqfds end, whatever keeps the VM alive."""
+        self.vm.eventfds.release()
+        self.drop()
 
     # ---- ioctls
 
@@ -78,6 +83,8 @@ class VmFd:
         arm64, ENOTTY elsewhere (`kvm_arch_vm_ioctl`)."""
         vm = self.vm
         vm.check_alive()
+        if vm.eventfds.irqfds is not None:
+            vm.eventfds.catch_up()
         method = self._methods.get(request)
         if method is None:
             if vm.config.arch == ARM64 and request in LATER:
@@ -154,6 +161,14 @@ _ARM64: dict[int, Method] = {
     io.KVM_ARM_PREFERRED_TARGET: lambda fd, arg: vm_arm.preferred_target(fd.vm, arg),
     io.KVM_ARM_SET_COUNTER_OFFSET: lambda fd, arg: vm_arm.set_counter_offset(fd.vm, arg),
     io.KVM_ARM_GET_REG_WRITABLE_MASKS: lambda fd, arg: vm_arm.writable_masks(fd.vm, arg),
+    io.KVM_IRQ_LINE: lambda fd, arg: irq_line.irq_line(fd.vm, arg),
+    io.KVM_IRQ_LINE_STATUS: lambda fd, arg: irq_line.irq_line(fd.vm, arg, status=True),
+    io.KVM_IRQFD: lambda fd, arg: irqfd.irqfd(fd.vm, arg),
+    io.KVM_IOEVENTFD: lambda fd, arg: ioeventfd.ioeventfd(fd.vm, arg),
+    io.KVM_SET_GSI_ROUTING: lambda fd, arg: irq_routing.set_gsi_routing(fd.vm, arg),
+    io.KVM_SIGNAL_MSI: lambda fd, arg: irq_routing.signal_msi(fd.vm, arg),
+    io.KVM_REGISTER_COALESCED_MMIO: lambda fd, arg: coalesced.register(fd.vm, arg),
+    io.KVM_UNREGISTER_COALESCED_MMIO: lambda fd, arg: coalesced.unregister(fd.vm, arg),
     io.KVM_HAS_DEVICE_ATTR: lambda fd, arg: vm_arm.has_device_attr(fd.vm, arg),
     io.KVM_SET_DEVICE_ATTR: lambda fd, arg: vm_arm.set_device_attr(fd.vm, arg),
 }

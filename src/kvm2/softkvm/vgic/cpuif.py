@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kvm2.softkvm.vgic.irq import MIN_LPI, NR_SGIS, PRIORITY_BITS, PRIORITY_MASK, SPURIOUS, Irq
+from kvm2.softkvm.vgic.irq import (
+    MAX_SPI,
+    MIN_LPI,
+    NR_PRIVATE_IRQS,
+    NR_SGIS,
+    PRIORITY_BITS,
+    PRIORITY_MASK,
+    SPURIOUS,
+    Irq,
+)
 
 if TYPE_CHECKING:
     from kvm2.softkvm.vgic.state import VgicCpu
@@ -148,8 +157,7 @@ class CpuInterface:
         if intid < MIN_LPI and not self.eoimode:
             irq = self._active(intid, source)
             if irq is not None and irq.group == group and self.preemption(irq.priority, group) == dropped:
-                irq.active = False
-                cpu.vgic.update(irq)
+                self._deactivate(irq)
         cpu.refresh()
 
     def _drop_priority(self) -> int:
@@ -177,8 +185,14 @@ class CpuInterface:
             return
         irq = self._active(intid, source)
         if irq is not None:
-            irq.active = False
-            self._cpu.vgic.update(irq)
+            self._deactivate(irq)
+
+    def _deactivate(self, irq: Irq) -> None:
+        irq.active = False
+        vgic = self._cpu.vgic
+        if vgic.eoi_notifier is not None and not irq.edge and NR_PRIVATE_IRQS <= irq.intid <= MAX_SPI:
+            vgic.eoi_notifier(irq)  # which may lower the line, before anybody looks at it
+        vgic.update(irq)
 
     def highest_pending(self, group: int | None) -> int:
         """Reads HPPIR: the number that IAR would be about if priorities did not matter."""

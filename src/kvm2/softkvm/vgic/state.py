@@ -18,6 +18,8 @@ from kvm2.softkvm.vgic.cpuif import CpuInterface
 from kvm2.softkvm.vgic.irq import MAX_SPI, MIN_LPI, NR_PRIVATE_IRQS, NR_SGIS, Irq
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvm2.softkvm.vcpu import Vcpu
     from kvm2.softkvm.vm import Vm
 
@@ -93,6 +95,8 @@ class Vgic:
         self.dist_base = self.cpu_base = UNDEF
         self.redist_regions: list[object] = []  # of `redist.Region`
         self.enabled = False  # the distributor forwards interrupts
+        # Is told, under the lock, when the guest has ended a level-sensitive SPI; None while nobody wants to know.
+        self.eoi_notifier: Callable[[Irq], None] | None = None
         self.nassgireq = False
         self.has_its = False
         self.msis_require_devid = False
@@ -127,6 +131,7 @@ class Vgic:
                     irq.mpidr, irq.targets = cpu.affinity, 1 << index
             if not self.implementation_rev:
                 self.implementation_rev = IMPLEMENTATION_REV
+            self.vm.eventfds.set_default_routing(self.nr_spis)
             self.initialized = True
 
     def add_cpu(self, cpu: VgicCpu) -> None:
