@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvm2.errors import EnvironmentFault
-from kvm2.lab.kernel_package import kernel_image
+from kvm2.lab.kernel_package import in_order, kernel_and_modules
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, of the package dpkg")
 
@@ -34,7 +34,7 @@ def module(depends: str) -> bytes:
 
 
 @needs_dpkg
-def test_a_kernel_and_the_modules_that_the_port_needs_in_order(tmp_path: Path) -> None:
+def test_a_kernel_and_the_modules_that_are_wanted_in_order(tmp_path: Path) -> None:
     files = {
         "boot/vmlinuz-6.1": b"kernel",
         "boot/config-6.1": b"",
@@ -44,7 +44,8 @@ def test_a_kernel_and_the_modules_that_the_port_needs_in_order(tmp_path: Path) -
         "lib/modules/6.1/a/virtio-pci.ko": module("virtio"),
         "lib/modules/6.1/a/virtio_net.ko": module("virtio"),
     }
-    image, modules = kernel_image(package(tmp_path, files), ("virtio_pci", "virtio_console", "not_there"))
+    image, found = kernel_and_modules(package(tmp_path, files))
+    modules = in_order(("virtio_pci", "virtio_console", "not_there"), found)
     assert image == b"kernel"
     assert list(modules) == ["virtio_ring", "virtio", "virtio_pci", "virtio_console"]
     assert modules["virtio_ring"] == module("")
@@ -53,8 +54,8 @@ def test_a_kernel_and_the_modules_that_the_port_needs_in_order(tmp_path: Path) -
 @needs_dpkg
 def test_packages_that_are_no_good(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="no kernel in it"):
-        kernel_image(package(tmp_path, {"usr/x": b""}), ())
+        kernel_and_modules(package(tmp_path, {"usr/x": b""}))
     broken = tmp_path / "broken.deb"
     broken.write_bytes(b"no package")
     with pytest.raises(EnvironmentFault, match=r"broken\.deb: not a Debian package.*delete it"):
-        kernel_image(broken, ())
+        kernel_and_modules(broken)

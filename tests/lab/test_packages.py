@@ -107,10 +107,8 @@ def test_what_apt_says_is_passed_on(apt: Path, tmp_path: Path) -> None:
 
 def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        EnvironmentFault,
-        match=r"^the oracle needs qemu-system-aarch64, dpkg-deb: on Debian, apt-get install --no-install-recommends qemu-system-arm dpkg$",
-    ):
+    words = r"^the oracle needs qemu-system-aarch64, dpkg-deb: .* apt-get install .*recommends qemu-system-arm dpkg$"
+    with pytest.raises(EnvironmentFault, match=words):
         need("qemu-system-aarch64", "dpkg-deb", whose="the oracle")
 
 

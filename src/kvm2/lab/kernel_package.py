@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvm2.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
@@ -31,10 +31,8 @@ def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
             process.stdout.close()
 
 
-def kernel_image(package: Path, wanted: Iterable[str]) -> tuple[bytes, dict[str, bytes]]:
-    """The kernel of a package, and the modules `wanted` with those that they depend on, in the order in which they can
-    be loaded. What is not there is left out: other kernels have it built in. EnvironmentFault where there is no kernel.
-    """
+def kernel_and_modules(package: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The kernel of a package, and its modules by their names, as they lie there; EnvironmentFault without a kernel."""
     image, modules = b"", {}
     for path, _, data in members(package):
         found = re.search(r"/([^/]+)\.ko(\.xz)?$", path)
@@ -44,13 +42,21 @@ def kernel_image(package: Path, wanted: Iterable[str]) -> tuple[bytes, dict[str,
             modules[found[1].replace("-", "_")] = data
     if not image:
         raise EnvironmentFault(f"{package}: there is no kernel in it")
+    return image, modules
+
+
+def in_order(wanted: Iterable[str], modules: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The modules `wanted` and those that they depend on, unpacked, in the order in which they can be loaded.
+
+    What is not among `modules` is left out: such a kernel has it built in.
+    """
     ordered: dict[str, bytes] = {}
     for name in wanted:
         _add_module(name, modules, ordered)
-    return image, ordered
+    return ordered
 
 
-def _add_module(name: str, modules: dict[str, bytes], ordered: dict[str, bytes]) -> None:
+def _add_module(name: str, modules: Mapping[str, bytes], ordered: dict[str, bytes]) -> None:
     """Adds a module after those that it depends on, by its own account (`modinfo`)."""
     if name in ordered or name not in modules:
         return

@@ -286,7 +286,8 @@ def _make(state: State, say: Say, fill: Callable[[State], None]) -> None:
 
 def _make_base(shape: Shape, state: State, kernel: Path, python: list[Path], say: Say) -> None:
     say(f"{shape.name}: putting together Linux ({kernel.name.split('_')[0]}) and Python")
-    image, modules = kernel_package.kernel_image(kernel, initramfs.WANTED_MODULES)
+    image, found = kernel_package.kernel_and_modules(kernel)
+    modules = kernel_package.in_order(initramfs.WANTED_MODULES, found)
     (state.directory / "kernel").write_bytes(image)
     source = Path(agent.__file__ or "").read_bytes()
     (state.directory / "initrd").write_bytes(initramfs.base(python, source, modules))
