@@ -21,6 +21,7 @@ MAX_FUNCTION_LINES = 60
 ROOMS = ("errors", "abi", "softkvm", "hosts", "handles", "board", "lab", "cli")
 HANDLES = {
     "handle",
+    "irq_vm",
     "kvm",
     "vm",
     "vcpu",

@@ -11,6 +11,7 @@ from kvm2.abi.structs_arm64 import ArmCounterOffset, ArmDeviceAddr, RegMaskRange
 from kvm2.device import Device
 from kvm2.errors import UsageError
 from kvm2.handle import Buffer, Memories, checked_word
+from kvm2.irq_vm import IrqVm
 from kvm2.names import ATTRIBUTES, capability, capability_words, device_type, listed
 from kvm2.ram import LOG_DIRTY_PAGES, READONLY, Allocation, Ram, writable
 from kvm2.vcpu import Vcpu
@@ -28,7 +29,7 @@ FEATURE_ID_WORDS = 3 * 8 * 8  # KVM_ARM_FEATURE_ID_RANGE_SIZE: op1 of 0, 1 and 3
 A = TypeVar("A", bound="Structure")
 
 
-class Vm(X86Vm):
+class Vm(X86Vm, IrqVm):
     """One VM. `notes` has what creation said without refusing (attributes skipped, defaults used).
 
     Slots are numbered by `map` from 0 upwards, unless told; `rams` has what `map` made and `unmap` did not undo.
@@ -123,14 +124,6 @@ class Vm(X86Vm):
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP, before vCPUs: on arm64 a GICv2, the old way; on x86-64 PICs, I/O APIC and local APICs."""
         self.ioctl(ioctls.KVM_CREATE_IRQCHIP)
-
-    def irq_line(self, irq: int, level: bool) -> None:
-        """KVM_IRQ_LINE; `irq` is as api.rst has it.
-
-        arm64: vcpu2 31:28 | irq type 27:24 | vcpu 23:16 | irq 15:0; x86-64: the number of the pin (GSI).
-        """
-        value = Buffer(struct.pack("=II", checked_word("irq", irq, 32), int(level)))
-        self.ioctl(ioctls.KVM_IRQ_LINE, value)
 
     def set_device_addr(self, id: int, address: int) -> None:
         """KVM_ARM_SET_DEVICE_ADDR: where a GICv2 frame is, the old way."""
