@@ -58,7 +58,6 @@ class VmArm:
         self.pmu_filter: dict[int, bool] | None = None  # event -> allowed
         self.pmu_filter_default = True
         self.mte = False
-        self.vgic_ready = False  # the in-kernel interrupt controller was initialised
         self.system_suspend = False
         self.split_page_chunk_size = 0
         self.counter_offset_set = False

@@ -120,6 +120,7 @@ class Execution:
             if vcpu.state.pstate & PSTATE_NRW:
                 self._refuse_aarch32()
             self.core.load(vcpu.state)
+            vcpu.gic.interface.load()
             # The VMM may have written new instructions before it set registers: translated code must not outlive them.
             self.core.flush_code()
             vcpu.dirty = self.stale = False

@@ -7,6 +7,7 @@ KvmError. Structures are read from and written to the client's memory in the ord
 from __future__ import annotations
 
 import errno
+import threading
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvm2.abi.structs import (
@@ -71,6 +72,7 @@ class Vcpu:
 
     def __init__(self, vm: Vm, vcpu_id: int) -> None:
         self.vm, self.vcpu_id = vm, vcpu_id
+        self.lock = threading.RLock()  # held by whoever is in an ioctl of this vCPU: the kernel's `vcpu->mutex`
         self.state = CpuState()
         self.dirty = True
         self.execution: Running | None = None
@@ -106,6 +108,11 @@ class Vcpu:
         """Before `state` is read or written."""
         if self.execution is not None:
             self.execution.pull()
+
+    def reload_gic(self) -> None:
+        """The CPU interface was restored: it takes the values at the next KVM_RUN, as it implements them."""
+        self.pull()
+        self.dirty = True
 
     # ---- features
 

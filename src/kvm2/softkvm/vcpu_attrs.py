@@ -25,6 +25,7 @@ PVTIME_IPA = 0
 FIRST_PPI, FIRST_SPI, LAST_SPI = 16, 32, 1019
 STOLEN_TIME_ALIGN = 64
 ALLOW, DENY = 0, 1
+PMU_OWNER: Final = "PMU"
 _V3 = 1
 # Attributes of 6.1's timer group; 6.12 adds the two timers of EL2.
 _TIMERS: Final = {False: 2, True: 4}
@@ -156,11 +157,13 @@ def _set_pmu_filter(vcpu: Vcpu, attr: DeviceAttr) -> None:
 
 
 def _init_pmu(vcpu: Vcpu) -> None:
-    if vcpu.vm.irqchip:
-        if not vcpu.vm.arm.vgic_ready:
+    vgic = vcpu.vm.vgic
+    if vgic is not None:
+        if not vgic.initialized:
             raise KvmError(errno.ENODEV, "initialise the interrupt controller before the PMU")
         if vcpu.pmu_irq is None:
             raise KvmError(errno.ENXIO, "set the PMU's interrupt first")
+        vgic.set_owner(vcpu.gic, vcpu.pmu_irq, PMU_OWNER)
     vcpu.pmu_created = True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import threading
 from typing import TYPE_CHECKING
 
 from kvm2.abi import ioctls as io
@@ -27,7 +26,7 @@ class VcpuFd:
     def __init__(self, vm_fd: VmFd, vcpu: Vcpu) -> None:
         self.vm_fd, self.subject = vm_fd, vcpu
         self._vm = vm_fd.vm
-        self._lock = threading.RLock()
+        self._lock = vcpu.lock
         self._area = mmap.mmap(-1, self._vm.profile.vcpu_mmap_size)
         coalesced.share_ring(self._vm, memoryview(self._area))
         self.execution = Execution(self._vm, vcpu, memoryview(self._area), self._lock)

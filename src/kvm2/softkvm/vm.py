@@ -5,6 +5,7 @@ State that outlives an ioctl lives here, in `MemSlots` and in `Vcpu`, and nowher
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -19,7 +20,6 @@ from kvm2.softkvm import process
 from kvm2.softkvm.bus import Bus
 from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
 from kvm2.softkvm.eventfds import Eventfds
-from kvm2.softkvm.eventfds import Eventfds
 from kvm2.softkvm.features import PTRAUTH, VmArm
 from kvm2.softkvm.memslots import MemSlots
 from kvm2.softkvm.runlock import RunLock
@@ -29,7 +29,7 @@ from kvm2.softkvm.vcpu import Vcpu
 from kvm2.softkvm.vmconfig import Configuring, VmConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from kvm2.abi.structs import ClearDirtyLog, UserspaceMemoryRegion, UserspaceMemoryRegion2
     from kvm2.softkvm.cpu.core import Core
@@ -60,11 +60,9 @@ class Vm:
         self.doomed = False
         self.dead = ""  # why every ioctl answers EIO
         self.ran = False
-        self.irqchip = ""
         self.vgic: Vgic | None = None
         self.itses: list[Its] = []  # without a vGICv3 they do nothing, as in the kernel
         self.bus = Bus()  # what answers inside the VM before userspace is asked
-        self.eventfds = Eventfds()
         self.eventfds = Eventfds()
         self.observer: Callable[[str, dict[str, int]], None] | None = None  # is told of each interrupt
         self.return_nisv_to_user = False
@@ -126,7 +124,6 @@ class Vm:
         """The last descriptor is closed: cores and tables go, as soon as no vCPU runs any more."""
         self.doomed = True
         self.eventfds.close()
-        self.eventfds.close()
         # A vCPU that runs reaches into the cores of the others (IC IVAU): none may go away under it.
         with self.run_lock, self.lock:
             if not all(execution.close() for execution in list(self.executions)):
@@ -161,6 +158,11 @@ class Vm:
             raise KvmError(-value, f"this host's kernel answers capability {cap} with an error")
         return value
 
+    @property
+    def irqchip(self) -> str:
+        """The model of the VM's vGIC, "v2" or "v3"; empty where it has none."""
+        return self.vgic.model if self.vgic is not None else ""
+
     def _vgic_limit(self) -> int:
         return VGIC_V2_MAX_CPUS if self.irqchip == "v2" else sys.maxsize
 
@@ -183,15 +185,29 @@ class Vm:
             self.check_vcpu_id(number)
             if number in self.vcpus:
                 raise KvmError(errno.EEXIST, f"vCPU {number} exists already in this VM")
-            vcpu = self.vcpus[number] = Vcpu(self, number)
+            vcpu = Vcpu(self, number)
             if self.vgic is not None:
-                self.vgic.add_cpu(vcpu.gic)
+                self.vgic.add_cpu(vcpu.gic)  # where the frames do not fit there is no vCPU
+            self.vcpus[number] = vcpu
         return vcpu
 
+    @contextlib.contextmanager
+    def vcpus_held(self) -> Iterator[None]:
+        """lock_all_vcpus: no vCPU is in an ioctl meanwhile; EBUSY where one is (KVM_RUN, most often)."""
+        with contextlib.ExitStack() as held:
+            for vcpu in list(self.vcpus.values()):
+                if not vcpu.lock.acquire(blocking=False):
+                    raise KvmError(errno.EBUSY, f"vCPU {vcpu.vcpu_id} is in KVM_RUN or another ioctl: stop it first")
+                held.callback(vcpu.lock.release)
+            yield
+
     def check_vcpu_id(self, number: int) -> None:
-        """EINVAL at or above the VM's limit of ids, and where it has all its vCPUs."""
+        """EINVAL at or above the VM's limit of ids, and where it has all its vCPUs; EBUSY once the vGIC is set up."""
         limit = min(self.config.max_vcpu_id, self._vgic_limit())
-        if number >= limit or len(self.vcpus) >= min(self.config.max_vcpus, self._vgic_limit()):
+        full = len(self.vcpus) >= min(self.config.max_vcpus, self._vgic_limit())
+        if self.vgic is not None and self.vgic.initialized and number < self.config.max_vcpu_id and not full:
+            raise KvmError(errno.EBUSY, "the vGIC is initialised: make all vCPUs before KVM_DEV_ARM_VGIC_CTRL_INIT")
+        if number >= limit or full:
             raise KvmError(errno.EINVAL, f"vCPU id {number}: this VM takes 0..{limit - 1}")
 
     def first_run(self, vcpu: Vcpu) -> None:
@@ -208,7 +224,7 @@ class Vm:
         try:
             map_resources(vgic)
         except KvmError as error:
-            self.dead = f"{error.reason}; KVM_RUN has found it so, and the VM is dead (as in the kernel): make a new one"
+            self.dead = f"{error.reason}; at KVM_RUN that ends the VM (as in the kernel): make a new one"
             raise KvmError(error.errno or errno.EINVAL, self.dead) from None
 
     def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool]) -> Core:

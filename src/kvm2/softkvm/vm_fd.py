@@ -30,6 +30,7 @@ from kvm2.softkvm import (
 )
 from kvm2.softkvm.limits import unknown_on_vm
 from kvm2.softkvm.vcpu_fd import VcpuFd
+from kvm2.softkvm.vgic.device_v2 import set_device_addr
 
 if TYPE_CHECKING:
     from kvm2.softkvm.door import SoftKvm
@@ -37,10 +38,8 @@ if TYPE_CHECKING:
 
 # Calls of a 6.12 kernel that need the interrupt controller, the timers or the dirty ring, which come with a later step.
 LATER = {
-    io.KVM_CREATE_IRQCHIP: "KVM_CREATE_IRQCHIP",
     io.KVM_RESET_DIRTY_RINGS: "KVM_RESET_DIRTY_RINGS",
     io.KVM_GET_STATS_FD: "KVM_GET_STATS_FD",
-    io.KVM_ARM_SET_DEVICE_ADDR: "KVM_ARM_SET_DEVICE_ADDR",
     io.KVM_ARM_MTE_COPY_TAGS: "KVM_ARM_MTE_COPY_TAGS",
 }
 
@@ -154,6 +153,8 @@ _EVERYWHERE: dict[int, Method] = {
 _ARM64: dict[int, Method] = {
     io.KVM_CREATE_VCPU: VmFd._create_vcpu,
     io.KVM_CREATE_DEVICE: VmFd._create_device,
+    io.KVM_CREATE_IRQCHIP: lambda fd, arg: devices.create_irqchip(fd.vm),
+    io.KVM_ARM_SET_DEVICE_ADDR: lambda fd, arg: set_device_addr(fd.vm, arg),
     io.KVM_ENABLE_CAP: VmFd._enable_cap,
     io.KVM_SET_USER_MEMORY_REGION: VmFd._set_memory,
     io.KVM_GET_DIRTY_LOG: VmFd._get_dirty_log,

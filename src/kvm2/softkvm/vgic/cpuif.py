@@ -46,17 +46,22 @@ class CpuInterface:
         self._cpu = cpu
         self.v2 = False
         self.pmr = 0
-        self.bpr0, self.bpr1 = BPR_MIN - 1, BPR_MIN
+        self.bpr0 = self.bpr1 = 0
         self.eoimode = self.cbpr = self.grpen0 = self.grpen1 = self.ackctl = False
         self.fiqen = True
         self.ap0r = self.ap1r = 0
         self.priority_bits, self.id_bits = PRIORITY_BITS, ID_BITS
 
     def reset(self, model: str) -> None:
-        """vgic_v3_enable and vgic_v2_enable: everything off, binary points at their reset values."""
+        """vgic_v3_enable and vgic_v2_enable: everything off. The binary points get their reset values by `load`."""
         self.__init__(self._cpu)  # type: ignore[misc]
         self.v2 = model == "v2"
         self.fiqen = not self.v2
+
+    def load(self) -> None:
+        """vgic_v3_load: before the vCPU runs, values that userspace restored become what the interface implements."""
+        self.pmr &= PRIORITY_MASK
+        self.bpr0, self.bpr1 = max(self.bpr0, BPR_MIN - 1), max(self.bpr1, BPR_MIN)
 
     # ---- priorities
 

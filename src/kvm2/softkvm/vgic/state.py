@@ -13,17 +13,23 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from kvm2.abi.sysregs import MPIDR_EL1
+from kvm2.abi.vgic_attrs import VGIC_ADDR_UNDEF
 from kvm2.errors import KvmError
+from kvm2.softkvm.vgic import regions
 from kvm2.softkvm.vgic.cpuif import CpuInterface
 from kvm2.softkvm.vgic.irq import MAX_SPI, MIN_LPI, NR_PRIVATE_IRQS, NR_SGIS, Irq
+from kvm2.softkvm.vgic.lpi import INITIAL_PENDBASER, INITIAL_PROPBASER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvm2.softkvm.vcpu import Vcpu
+    from kvm2.softkvm.vgic.lpi import Lpi
+    from kvm2.softkvm.vgic.mmio import OwnedFrame
+    from kvm2.softkvm.vgic.regions import Region
     from kvm2.softkvm.vm import Vm
 
-UNDEF: Final = (1 << 64) - 1  # VGIC_ADDR_UNDEF: an address that was not set
+UNDEF: Final = VGIC_ADDR_UNDEF  # an address that was not set
 NR_IRQS_LEGACY: Final = 256  # of a vGIC whose number of interrupts was not set
 IMPLEMENTATION_REV: Final = 3  # KVM_VGIC_IMP_REV_LATEST
 MPIDR_AFFINITY: Final = 0xFF00FFFFFF
@@ -43,8 +49,9 @@ class VgicCpu:
         self.irq_line = self.fiq_line = False  # what the vCPU was last told
         # The redistributor's frame, and what its LPI registers hold.
         self.rd_base = UNDEF
-        self.rd_region: object = None
+        self.rd_region: Region | None = None
         self.rd_index = 0
+        self.rd_frame: OwnedFrame | None = None
         self.lpis_enabled = False
         self.pendbaser = 0
 
@@ -93,18 +100,20 @@ class Vgic:
         self.nr_spis = 0
         self.spis: list[Irq] = []
         self.dist_base = self.cpu_base = UNDEF
-        self.redist_regions: list[object] = []  # of `redist.Region`
+        self.redist_regions: list[Region] = []
         self.enabled = False  # the distributor forwards interrupts
         # Is told, under the lock, when the guest has ended a level-sensitive SPI; None while nobody wants to know.
         self.eoi_notifier: Callable[[Irq], None] | None = None
         self.nassgireq = False
-        self.has_its = False
-        self.msis_require_devid = False
-        self.propbaser = 0
-        self.lpis: dict[int, Irq] = {}
-        self.table_write_in_progress = False
+        self.propbaser = INITIAL_PROPBASER if vm.itses else 0  # one for all redistributors
+        self.lpis: dict[int, Lpi] = {}
 
     # ---- set-up
+
+    @property
+    def has_its(self) -> bool:
+        """vgic_has_its: messages become LPIs."""
+        return self.model == "v3" and bool(self.vm.itses)
 
     def cpus(self) -> list[VgicCpu]:
         """Of every vCPU, in the order of creation."""
@@ -126,6 +135,8 @@ class Vgic:
             for index, cpu in enumerate(cpus):
                 cpu.allocate()
                 cpu.interface.reset(self.model)
+                if self.model == "v3":
+                    cpu.pendbaser = INITIAL_PENDBASER
                 for irq in cpu.irqs:
                     irq.group = group
                     irq.mpidr, irq.targets = cpu.affinity, 1 << index
@@ -135,8 +146,10 @@ class Vgic:
             self.initialized = True
 
     def add_cpu(self, cpu: VgicCpu) -> None:
-        """kvm_vgic_vcpu_init: a vCPU that is made after the vGIC."""
+        """kvm_vgic_vcpu_init: a vCPU that is made after the vGIC; EINVAL where its redistributor has no place."""
         cpu.allocate()
+        if self.model == "v3":
+            regions.register(self, cpu)
 
     def lazy_init(self) -> None:
         """vgic_lazy_init: a GICv2 initialises itself when it is first used; EBUSY for a GICv3 that was not."""
