@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvm2.softkvm.cpu import registers as reg
+from kvm2.softkvm.cpu.debug import IDLE, MDSCR_KDE, MDSCR_MDE, MDSCR_SS, Debugging
 from kvm2.softkvm.cpu.state import CpuState
 
 from .machine import EL0T, EL1H, EL1T, NO_EXEC, S1_PAGE, TG0, TG1, USER, Machine, Tables
@@ -212,21 +213,18 @@ def test_single_step_and_breakpoints_of_the_guest() -> None:
     machine = Machine()
     hook_vectors(machine)
     machine.load("nop; nop; svc #1", at=0x1000)
-    machine.load("msr mdscr_el1, x1; msr elr_el1, x2; msr spsr_el1, x3; isb; eret")
-    machine.start(machine.arena.base, x1=1 << 0 | 1 << 12, x2=machine.arena.base + 0x1000, x3=0x1C0 & ~0x200 | 1 << 21)
+    machine.load("msr elr_el1, x2; msr spsr_el1, x3; isb; eret")
+    machine.start(machine.arena.base, x2=machine.arena.base + 0x1000, x3=0x1C0 & ~0x200 | 1 << 21)
+    machine.core.debug.set(Debugging(MDSCR_SS))
     assert machine.go().esr & 0xFFFF == 0x400
     state = saved(machine)
     assert (state.sys[reg.ESR_EL1] >> 26, state.elr_el1) == (0x32, machine.arena.base + 0x1004)
-    breakpoint_value, control = (reg.enc(2, 0, 0, 0, kind) for kind in (4, 5))
-    machine.state.sys.update({reg.MDSCR_EL1: 1 << 15 | 1 << 13})
-    machine.load(
-        "msr s2_0_c0_c0_4, x1; msr s2_0_c0_c0_5, x2; isb; msr daifclr, #8; nop; nop; hvc #0xbb",
-        x1=machine.arena.base + 0x14,
-        x2=0x1E7,
-        pstate=EL1H,
-    )
+    machine.load("msr daifclr, #8; nop; nop; hvc #0xbb", pstate=EL1H)
+    machine.core.debug.set(Debugging(MDSCR_MDE | MDSCR_KDE, breakpoints=((machine.arena.base + 8, 0x1E7),)))
     assert machine.go().esr & 0xFFFF == 0x200
     state = saved(machine)
-    assert (state.sys[reg.ESR_EL1] >> 26, state.elr_el1) == (0x31, machine.arena.base + 0x14)
-    assert (state.sys[breakpoint_value], state.sys[control]) == (machine.arena.base + 0x14, 0x1E7)
+    assert (state.sys[reg.ESR_EL1] >> 26, state.elr_el1) == (0x31, machine.arena.base + 8)
+    machine.core.debug.set(IDLE)
+    machine.start(machine.arena.base)
+    assert machine.go().esr & 0xFFFF == 0xBB
     machine.close()
