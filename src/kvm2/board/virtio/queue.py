@@ -2,7 +2,7 @@
 
 The rings are in the guest's memory and the driver may be hostile: whatever is not as the specification demands ends
 in a `QueueFault`, which the transport turns into DEVICE_NEEDS_RESET. Nothing here allocates more than a ring's size,
-and a chain has at most as many descriptors as the queue.
+and a chain has at most as many descriptors as the largest queue.
 """
 
 from __future__ import annotations
@@ -272,10 +272,11 @@ class Virtqueue:
         while True:
             if at >= entries:
                 raise QueueFault(f"descriptor {at} of a table of {entries}")
-            # One more than there can be: the chain is a loop. An indirect table is no longer than the queue either.
+            # One more than there can be: the chain is a loop. Linux fills indirect tables up to what the device
+            # has announced (seg_max) also where it could only have a smaller queue.
             taken += 1
-            if taken > self.size:
-                raise QueueFault(f"descriptor chain {head} has more than the queue's {self.size} descriptors")
+            if taken > self.max_size:
+                raise QueueFault(f"descriptor chain {head} has more than the queue's {self.max_size} descriptors")
             gpa, length, flags, following = DESC.unpack_from(table, DESC.size * at)
             if flags & DESC_F_INDIRECT:
                 if inside or flags & DESC_F_NEXT:
@@ -294,8 +295,8 @@ class Virtqueue:
     def _indirect(self, gpa: int, size: int) -> bytes:
         if not self.indirect:
             raise QueueFault("an indirect descriptor, but VIRTIO_RING_F_INDIRECT_DESC was not negotiated")
-        if size == 0 or size % DESC.size or size > DESC.size * self.size:
-            raise QueueFault(f"an indirect table of {size} bytes: allowed are 1 to {self.size} times {DESC.size}")
+        if size == 0 or size % DESC.size or size > DESC.size * self.max_size:
+            raise QueueFault(f"an indirect table of {size} bytes: allowed are 1 to {self.max_size} times {DESC.size}")
         return self.memory.read(gpa, size, "an indirect table")
 
     # -- what the device has used
