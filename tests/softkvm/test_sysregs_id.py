@@ -8,7 +8,7 @@ from kvm2.abi import sysregs as sr
 from kvm2.softkvm import profile, sysregs_fields
 from kvm2.softkvm.sysregs_table import invariants, table
 
-from .vcpus import PMU, PSCI, PTRAUTH, SVE, Client, enable_cap, make_vm, name_of
+from .vcpus import PMU, PSCI, PTRAUTH, SVE, Client, enable_cap, give_vgic, make_vm, name_of
 
 NEW, OLD, A57 = "max-4k-6.12", "max-4k-6.1", "cortex-a57-4k"
 
@@ -152,7 +152,9 @@ def test_memory_tagging_shows_once_it_is_enabled():
 def test_no_gic_in_the_id_registers_of_a_vm_without_one():
     for chip, expected in (("", 0), ("v2", 0), ("v3", 1)):
         vcpu = client()
-        vcpu.vm.irqchip = chip
+        give_vgic(vcpu.vm, chip)
+        if vcpu.vm.vgic is not None:
+            vcpu.vm.vgic.init()
         assert vcpu.sys(sr.ID_AA64PFR0_EL1) >> 24 & 0xF == 1
         vcpu.run_once()
         assert vcpu.sys(sr.ID_AA64PFR0_EL1) >> 24 & 0xF == expected

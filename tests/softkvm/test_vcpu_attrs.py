@@ -14,7 +14,7 @@ from kvm2.abi.structs_arm64 import (
 )
 from kvm2.softkvm import smccc, vm_arm
 
-from .vcpus import BASE, PMU, PSCI, VALUE, Client, enable_cap, make_vm, name_of
+from .vcpus import BASE, PMU, PSCI, VALUE, Client, enable_cap, give_vgic, make_vm, name_of
 
 NEW, OLD, A57 = "max-4k-6.12", "max-4k-6.1", "cortex-a57-4k"
 PC, PSTATE, ELR, SPSR = 0x6030000000100040, 0x6030000000100042, 0x6030000000100046, 0x6030000000100048
@@ -23,7 +23,7 @@ PC, PSTATE, ELR, SPSR = 0x6030000000100040, 0x6030000000100042, 0x60300000001000
 def client(host=NEW, features=PSCI, chip=""):
     vcpu = Client(make_vm(host))
     vcpu.init(features)
-    vcpu.vm.irqchip = chip
+    give_vgic(vcpu.vm, chip)
     return vcpu
 
 
@@ -53,7 +53,7 @@ def test_the_pmus_interrupt():
     vcpu = client(features=PSCI | PMU)
     assert name_of(vcpu.attr, "set", 0, 0, word(23)) == "EINVAL"  # no interrupt controller in the kernel
     assert name_of(vcpu.attr, "get", 0, 0) == "EINVAL"
-    vcpu.vm.irqchip = "v3"
+    give_vgic(vcpu.vm, "v3")
     assert name_of(vcpu.attr, "get", 0, 0) == "ENXIO"
     for irq, expected in (
         (15, "EINVAL"),
@@ -66,7 +66,7 @@ def test_the_pmus_interrupt():
         assert name_of(vcpu.attr, "set", 0, 0, word(irq)) == expected, irq
     assert vcpu.attr("get", 0, 0)[:4] == word(23)
     assert name_of(vcpu.attr, "set", 0, 1) == "ENODEV"
-    vcpu.vm.arm.vgic_ready = True
+    vcpu.vm.vgic.init()
     assert name_of(vcpu.attr, "set", 0, 1) == ""
     assert name_of(vcpu.attr, "set", 0, 1) == "EBUSY"
 
@@ -97,7 +97,7 @@ def test_timer_interrupts():
     assert [vcpu.attr("get", 1, attr)[0] for attr in range(4)] == [27, 30, 28, 26]
     assert name_of(vcpu.attr, "get", 1, 4) == "ENXIO"
     assert name_of(vcpu.attr, "set", 1, 0, word(20)) == "EINVAL"
-    vcpu.vm.irqchip = "v3"
+    give_vgic(vcpu.vm, "v3")
     for irq, attr, expected in ((32, 0, "EINVAL"), (15, 0, "EINVAL"), (20, 4, "ENXIO"), (20, 0, "")):
         assert name_of(vcpu.attr, "set", 1, attr, word(irq)) == expected
     assert vcpu.attr("get", 1, 0)[0] == 20

@@ -11,6 +11,7 @@ from kvm2.abi.structs_arm64 import VcpuInit
 from kvm2.errors import KvmError
 from kvm2.softkvm import profile
 from kvm2.softkvm.vcpu import Vcpu
+from kvm2.softkvm.vgic.state import Vgic
 from kvm2.softkvm.vm import Vm
 from kvm2.softkvm.vmconfig import VmConfig
 
@@ -53,6 +54,14 @@ def make_vm(host: str, **config: object) -> Vm:
         "sve_allowed": True,
     }
     return Vm(described, Page(), VmConfig(**(settings | config)))  # type: ignore[arg-type]
+
+
+def give_vgic(vm: Vm, model: str) -> None:
+    """A vGIC as KVM_CREATE_DEVICE makes it; none for ""."""
+    if model:
+        vm.vgic = Vgic(vm, model)
+        for vcpu in vm.vcpus.values():
+            vm.vgic.add_cpu(vcpu.gic)
 
 
 class Client:

@@ -10,11 +10,13 @@ from kvm2.abi.structs import (
     KVM_DEV_TYPE_ARM_VGIC_ITS,
     KVM_DEV_TYPE_ARM_VGIC_V2,
     KVM_DEV_TYPE_ARM_VGIC_V3,
+    KVM_DEV_TYPE_VFIO,
     CreateDevice,
     DeviceAttr,
 )
 from kvm2.abi.vgic_attrs import VGIC_V2_MAX_CPUS
 from kvm2.errors import KvmError
+from kvm2.softkvm.vfio import VfioDevice
 from kvm2.softkvm.vgic.device_v2 import VgicV2Device
 from kvm2.softkvm.vgic.device_v3 import VgicV3Device
 from kvm2.softkvm.vgic.its_device import ItsDevice
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
     from kvm2.softkvm.vm_fd import VmFd
 
 KVM_CREATE_DEVICE_TEST = 1
-VGIC_TYPES: Final = {KVM_DEV_TYPE_ARM_VGIC_V2: "v2", KVM_DEV_TYPE_ARM_VGIC_V3: "v3", KVM_DEV_TYPE_ARM_VGIC_ITS: "its"}
+TYPES: Final = {
+    KVM_DEV_TYPE_VFIO: "vfio",
+    KVM_DEV_TYPE_ARM_VGIC_V2: "v2",
+    KVM_DEV_TYPE_ARM_VGIC_V3: "v3",
+    KVM_DEV_TYPE_ARM_VGIC_ITS: "its",
+}
 
 
 class KernelDevice(Protocol):
@@ -39,6 +46,9 @@ class KernelDevice(Protocol):
 
     def put(self, attr: DeviceAttr) -> None:
         """KVM_SET_DEVICE_ATTR: takes the value from there."""
+
+    def release(self) -> None:
+        """Its descriptor is closed; most devices stay part of their VM."""
 
 
 class DeviceFd:
@@ -64,7 +74,8 @@ class DeviceFd:
         return 0
 
     def release(self) -> None:
-        """The device stays part of its VM."""
+        """The last descriptor is closed."""
+        self.device.release()
         self.vm_fd.drop()
 
 
@@ -73,10 +84,10 @@ def create(vm_fd: VmFd, arg: int) -> int:
     new descriptor is written into the client's structure."""
     vm = vm_fd.vm
     request = CreateDevice.unpack(vm.memory.read(arg, CreateDevice.SIZE))
-    kind = VGIC_TYPES.get(request.type)
-    if kind is None or kind not in vm.profile.gic:
-        have = ", ".join(f"vGIC{gic} (type {number})" for number, gic in VGIC_TYPES.items() if gic in vm.profile.gic)
-        raise KvmError(errno.ENODEV, f"device type {request.type}: this host has {have or 'none'}")
+    kind = TYPES.get(request.type)
+    if kind is None or (kind != "vfio" and kind not in vm.profile.gic):
+        have = "".join(f", vGIC{gic} (type {number})" for number, gic in TYPES.items() if gic in vm.profile.gic)
+        raise KvmError(errno.ENODEV, f"device type {request.type}: this host has VFIO (type {KVM_DEV_TYPE_VFIO}){have}")
     if request.flags & KVM_CREATE_DEVICE_TEST:
         return 0
     with vm.lock:
@@ -97,6 +108,8 @@ def create_irqchip(vm: Vm) -> int:
 
 
 def _create(vm: Vm, kind: str) -> KernelDevice:
+    if kind == "vfio":
+        return VfioDevice(vm)
     if kind == "its":
         return ItsDevice(vm)
     vgic = _create_vgic(vm, kind)

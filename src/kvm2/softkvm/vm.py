@@ -62,6 +62,7 @@ class Vm:
         self.ran = False
         self.vgic: Vgic | None = None
         self.itses: list[Its] = []  # without a vGICv3 they do nothing, as in the kernel
+        self.has_vfio = False
         self.bus = Bus()  # what answers inside the VM before userspace is asked
         self.eventfds = Eventfds()
         self.observer: Callable[[str, dict[str, int]], None] | None = None  # is told of each interrupt

@@ -18,7 +18,7 @@ def machine(model: str = "v3", vcpus: int = 1) -> Vgic:
     vm = make_vm("max-4k-6.12")
     for number in range(vcpus):
         Client(vm, number).init()
-    vm.irqchip, vm.vgic = model, Vgic(vm, model)
+    vm.vgic = Vgic(vm, model)
     vm.vgic.init()
     vm.vgic.enabled = True
     for cpu in vm.vgic.cpus():

@@ -75,6 +75,9 @@ class VgicDevice:
         else:
             raise none_such(attr)
 
+    def release(self) -> None:
+        """The vGIC stays part of its VM."""
+
     # ---- addresses
 
     def _get_address(self, attr: DeviceAttr) -> None:

@@ -87,6 +87,9 @@ class ItsDevice:
         else:
             raise _none_such(attr)
 
+    def release(self) -> None:
+        """The ITS stays part of its VM."""
+
     def _value(self, attr: DeviceAttr) -> int:
         return int.from_bytes(self.vm.memory.read(attr.addr, U64_SIZE), "little")
 
