@@ -8,6 +8,7 @@ import time
 from typing import Final, Protocol
 
 _FOREVER: Final = 1 << 63
+_LONGEST_SLEEP: Final = 3600.0  # seconds
 
 
 class Sleeper(Protocol):
@@ -52,7 +53,7 @@ class Alarm:
                     del self._due[sleeper]
                 self._next = min(self._due.values(), default=_FOREVER)
                 if not due:
-                    self._changed.wait(None if self._next == _FOREVER else (self._next - now) / 1e9)
+                    self._changed.wait(min((self._next - now) / 1e9, _LONGEST_SLEEP))
                     continue
             for sleeper in due:
                 sleeper.fired()

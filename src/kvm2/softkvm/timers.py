@@ -7,6 +7,7 @@ of the vGIC, or without one a bit of `kvm_run.s.regs.device_irq_level`.
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +41,8 @@ class Timer:
         self.vcpu, self.kind = vcpu, kind
         self.level = False  # its output
         self.enabled = False  # by kvm_timer_enable: the interrupt is its own
+        # The alarm's thread and the vCPU's both look at the output: one at a time, or the older view would win.
+        self._looking = threading.Lock()
 
     # ---- registers
 
@@ -94,24 +97,24 @@ class Timer:
         return self._armed() and self.compare <= self.count()
 
     def deadline(self) -> int | None:
-        """When it fires, in nanoseconds of the monotonic clock; None: not, or it has fired already."""
+        """When it fires or has fired, in nanoseconds of the monotonic clock; None: it will not."""
         if not self._armed():
             return None
-        left = self.compare - self.count()
-        return time.monotonic_ns() + left * COUNTER_TICK_NS if left > 0 else None
+        return time.monotonic_ns() + (self.compare - self.count()) * COUNTER_TICK_NS
 
     def update(self) -> None:
         """After a register, the offset or the time has changed: the output, and when to look again."""
         if not self.enabled:
             return
         vcpu = self.vcpu
-        level = self.should_fire()
-        if level != self.level:
-            self.level = level
-            vgic = vcpu.vm.vgic
-            if vgic is not None:
-                vgic.inject(vcpu.gic, vcpu.vm.arm.timer_ppi[self.kind], level, owner=self)
-        alarm().set(self, None if level else self.deadline())
+        with self._looking:
+            level = self.should_fire()
+            if level != self.level:
+                self.level = level
+                vgic = vcpu.vm.vgic
+                if vgic is not None:
+                    vgic.inject(vcpu.gic, vcpu.vm.arm.timer_ppi[self.kind], level, owner=self)
+            alarm().set(self, None if level else self.deadline())
 
     def fired(self) -> None:
         """The alarm's thread: the time has come."""
@@ -163,10 +166,6 @@ class VcpuTimers:
         """kvm_timer_vcpu_reset: both off."""
         for timer in self.timers:
             timer.control = 0
-
-    def deadline(self) -> int | None:
-        """When the next one fires (time.monotonic_ns), None: neither will."""
-        return min((when for timer in self.timers if (when := timer.deadline()) is not None), default=None)
 
     def pending(self) -> bool:
         """kvm_cpu_has_pending_timer: one has fired, whatever the interrupt controller makes of it."""
