@@ -255,8 +255,7 @@ class Vm:
         core.set_traps(smp=True)
         core.set_wfe_trap(len(self.vcpus) > 1)
         vcpu.timers.attach(core)
-        if self.irqchip == "v3":
-            icc.define(core, vcpu)
+        icc.define(core, vcpu)
         core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
         return core
 
