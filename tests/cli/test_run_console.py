@@ -5,7 +5,7 @@ import threading
 import time
 from types import SimpleNamespace
 
-from kvm2.cli.run import Console
+from kvm2.cli.console import Console
 
 
 class SlowOutput:

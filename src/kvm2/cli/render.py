@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -80,10 +80,11 @@ def show_findings(findings: Iterable[Finding]) -> None:
         print(f"  {finding.name:<10} {finding.path}: {finding}", file=sys.stderr)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Rows under headers: aligned text, or a Rich table where somebody looks at a terminal."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], file: TextIO | None = None) -> None:
+    """Rows under headers, on stdout or in `file`: aligned text, or a Rich table where somebody looks at a terminal."""
     text = [[str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
+    out = file or sys.stdout
+    if out.isatty():
         from rich.console import Console
         from rich.table import Table
 
@@ -92,11 +93,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
             shown.add_column(header, overflow="fold")
         for row in text:
             shown.add_row(*(cell.replace("[", r"\[") for cell in row))
-        Console().print(shown)
+        Console(file=out).print(shown)
         return
     widths = [max(len(row[i]) for row in [list(headers), *text]) for i in range(len(headers))]
     for row in [list(headers), *text]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=out)
 
 
 def attribute_dict(attribute: Structure) -> dict[str, Any]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvm2.cli.linux_options import check_linux, check_none, linux_options
 from kvm2.cli.options import Seconds, host_option, json_option, spec_options, working_caps_option
-from kvm2.cli.render import emit, table
+from kvm2.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvm2.board.loop import Board, RunResult, Unclaimed
+    from kvm2.board.loop import Board, RunResult
     from kvm2.kvm import Kvm
 
-QUIET_SECONDS = 1.0
+LINUX = "linux"
 
 
-@click.command("run", short_help="Run a guest.")
+@click.command("run", short_help="Run a guest, or boot Linux.")
 @click.argument("guest", required=False, type=click.Path(dir_okay=False))
+@click.argument("words", nargs=-1, metavar="[-- COMMAND...]", type=click.UNPROCESSED)
 @host_option
 @working_caps_option
 @spec_options
@@ -27,20 +27,48 @@ QUIET_SECONDS = 1.0
 @click.option("--top", is_flag=True, help="Map 64K at the end of the IPA space (always done for the demonstration).")
 @click.option("--no-params", is_flag=True, help="Enter the guest with x0 = 0, without a parameter block.")
 @click.option("--timeout", type=Seconds(), metavar="SECONDS", help="Stop the guest after this time.")
+@linux_options
 @json_option
-def command(host: str | None, working_caps: bool, guest: str | None, as_json: bool, cpus: int, **wanted: Any) -> int:
-    """Run GUEST (an ELF64 or a flat image) on a host of its architecture, through KVM_CREATE_VM2.
+def command(
+    host: str | None,
+    working_caps: bool,
+    guest: str | None,
+    words: tuple[str, ...],
+    as_json: bool,
+    cpus: int,
+    **wanted: Any,
+) -> int:
+    """Run GUEST (an ELF64 or a flat image), or boot Linux: `kvm2 run linux`, or --kernel with a kernel of yours.
 
     AArch64 runs on the described hosts, and where this machine is AArch64 on /dev/kvm; x86-64 on an x86-64 machine's
     /dev/kvm. Without --host the guest's architecture decides. The guest's console comes live on stdout, then a
     summary. Without GUEST the host's demonstration guest runs, which shows what the VM looks like from inside and what
     is at the edges of its address space. RAM is 64M@1G (x86-64: 64M@0) unless --memory says otherwise; docs/guest.md
     is the guest's contract.
-    """
+
+    `kvm2 run linux` fetches Debian's arm64 kernel and busybox with apt, and boots to a shell, or runs COMMAND in it and
+    ends with its status. On a terminal Ctrl-a x leaves. RAM is 512M@1G unless --memory says otherwise; docs/linux.md
+    has the rest. A file of that name is ./linux.
+    """  # fmt: skip
+    if guest == LINUX or wanted["kernel"]:
+        from kvm2.cli.run_linux import run_linux
+
+        check_linux(guest, words, wanted)
+        return run_linux(host, working_caps, words, as_json, cpus, wanted)
+    check_none(wanted)
+    if words:
+        raise UsageError(f"{' '.join(words)}: a COMMAND runs in Linux only, as in `kvm2 run linux -- COMMAND`")
+    return _run_image(host, working_caps, guest, as_json, cpus, wanted)
+
+
+def _run_image(
+    host: str | None, working_caps: bool, guest: str | None, as_json: bool, cpus: int, wanted: dict[str, Any]
+) -> int:
     from pathlib import Path
 
     from kvm2.board.loader import architecture_of, parse_image, read_file
     from kvm2.cli import choosing
+    from kvm2.cli.console import Console
     from kvm2.cli.making import call_of, make_vm, spec_of
     from kvm2.kvm import open as open_host
 
@@ -82,118 +110,11 @@ def _demo(arch: str) -> tuple[str, bytes]:
     return path.name, path.read_bytes()
 
 
-class Console:
-    """The guest's console on stdout: a line at a time, or each byte where somebody looks at a terminal."""
-
-    def __init__(self, live: bool) -> None:
-        self._out = sys.stdout.buffer if live else None
-        self._line = bytearray()
-        self._lock = threading.Lock()  # vCPUs put, the main thread ticks
-        self._each = live and sys.stdout.isatty()
-        self._status = sys.stderr.isatty()
-        self._shown = self._silent_since_tick = False
-        self._column = 0
-
-    def put(self, byte: int) -> None:
-        """One byte of the guest's."""
-        self._silent_since_tick = False
-        if self._out is None:
-            return
-        with self._lock:
-            self._line.append(byte)
-            if self._each or byte == 10 or len(self._line) > 4096:
-                self._flush()
-
-    def flush(self) -> None:
-        """Everything so far."""
-        with self._lock:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._out is not None and self._line:
-            self._wipe()
-            self._column = 0 if self._line.endswith(b"\n") else 1
-            self._out.write(self._line)
-            self._out.flush()
-            self._line.clear()
-
-    def tick(self, seconds: float, exits: int) -> None:
-        """A guest that says nothing: how long it runs and how many exits it made, on stderr."""
-        self.flush()
-        if self._status and seconds > QUIET_SECONDS and self._silent_since_tick and not self._column:
-            self._shown = True
-            print(f"\r\x1b[Krunning {seconds:.0f} s, {exits} exits (Ctrl-C stops)", end="", file=sys.stderr, flush=True)
-        self._silent_since_tick = True
-
-    def _wipe(self) -> None:
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._shown = False
-
-    def close(self) -> None:
-        """The end of the guest's output, on a line of its own."""
-        self.flush()
-        self._wipe()
-        if self._out is not None and self._column:
-            self._out.write(b"\n")
-            self._out.flush()
-
-
 def _report(kvm: Kvm, machine: Board, result: RunResult, guest: str | None, as_json: bool) -> None:
+    from kvm2.cli.render import emit
+    from kvm2.cli.run_report import as_dict, show
+
     if as_json:
-        return emit("run", _as_dict(kvm, machine, result, guest), ok=result.ok)
-    sys.stdout.flush()
-    print(f"\nended: {result.ended}{': ' + result.reason if result.reason else ''}, after {result.seconds:.2f} s")
-    total = sum(result.exits.values())
-    kinds = ", ".join(f"{count} {kind}" for kind, count in result.exits.items())
-    size = f"{machine.ipa_bits} {machine.bits_name}"
-    print(f"host {kvm.name}, {size}, {len(machine.vcpus)} vCPU; {total} exits: {kinds or 'none'}")
-    if result.unclaimed_count:
-        count, reads = result.unclaimed_count, machine.nothing_reads
-        print(f"{count} accesses to addresses with nothing behind them (reads gave {reads}):")
-        rows = [(_place(u), u.size, "write" if u.is_write else "read", u.count) for u in result.unclaimed[:16]]
-        table(("address", "bytes", "access", "count"), rows)
-        if len(result.unclaimed) > 16:
-            print(f"... and {len(result.unclaimed) - 16} more addresses (--json has them)")
-    if result.error is not None and result.error.findings:
-        from kvm2.cli.render import show_findings
-
-        show_findings(result.error.findings)
-    return None
-
-
-def _place(where: Unclaimed) -> str:
-    return hex(where.address) if where.space == "memory" else f"{where.space} {where.address:#x}"
-
-
-def _as_dict(kvm: Kvm, machine: Board, result: RunResult, guest: str | None) -> dict[str, Any]:
-    unclaimed = [
-        {
-            "space": u.space,
-            "address": u.address,
-            "size": u.size,
-            "access": "write" if u.is_write else "read",
-            "count": u.count,
-        }
-        for u in result.unclaimed
-    ]
-    error = result.error
-    return {
-        "host": kvm.name,
-        "arch": kvm.arch,
-        "guest": guest or "demo",
-        "ipa_bits": machine.ipa_bits,
-        "cpus": len(machine.vcpus),
-        "memory": [{"base": piece.base, "size": piece.size} for piece in machine.memory],
-        "top": {"base": machine.top.base, "size": machine.top.size} if machine.top else None,
-        "ended": result.ended,
-        "reason": result.reason,
-        "vcpu": result.vcpu,
-        "seconds": round(result.seconds, 6),
-        "exits": result.exits,
-        "unclaimed": unclaimed,
-        "unclaimed_count": result.unclaimed_count,
-        "console": result.console.decode("utf-8", "replace"),
-        "errno": error.name if error else None,
-        "findings": [finding.to_dict() for finding in error.findings] if error else [],
-    }
+        emit("run", as_dict(kvm, machine, result, guest or "demo"), ok=result.ok)
+    else:
+        show(kvm, machine, result)
