@@ -46,9 +46,12 @@ class RunLock:
                 holder = self._stop_holder
                 if urgent and holder is not None:
                     holder()
-                # Also without a call to `set` it looks again: the holder may have released just before it queued.
-                turn.wait(SLICE_SECONDS)
-                urgent = True
+                # Only the first in the queue counts the holder's slice. Also without a call to `set` it looks again:
+                # the holder may have released just before it queued.
+                first = self._waiting[0] is turn
+                passed = not turn.wait(SLICE_SECONDS)
+                turn.clear()
+                urgent = urgent or (first and passed)
         finally:
             self._waiting.remove(turn)
             self._next()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 # A request that arrives while the emulator is just being entered is overwritten there; it is sent again this often.
-_RESEND_SECONDS = 20e-6
+_RESEND_SECONDS, _LONGEST_RESEND_SECONDS = 20e-6, 1e-3
 
 
 class StopGate:
@@ -55,6 +55,7 @@ class StopGate:
     def stop(self) -> None:
         """Ask for a stop; returns when the core is out, is in a callback that it will leave, or was not running."""
         self.wanted = True
+        pause = _RESEND_SECONDS
         while self.running and self.wanted:
             in_hook = self.in_hook
             with self._sending:
@@ -62,4 +63,5 @@ class StopGate:
                     self._request()
             if in_hook or self._thread == threading.get_ident():
                 return
-            time.sleep(_RESEND_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_RESEND_SECONDS)  # the core's thread may be waiting for a CPU
