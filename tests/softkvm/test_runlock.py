@@ -1,4 +1,4 @@
-"""The run lock: who waits gets its turn, in order; a slice is asked back once each time it has passed, by one waiter."""
+"""The run lock: who waits gets its turn, in order; a slice is asked back once it has passed, by one waiter."""
 
 from __future__ import annotations
 
