@@ -214,7 +214,7 @@ class Board:
             if self._done.wait(0.25 if timeout is None else min(0.25, timeout - passed)):
                 return None
             if tick is not None:
-                tick(time.monotonic() - started, sum(self._count().values()))
+                tick(time.monotonic() - started, sum(self.exit_counts().values()))
 
     def _stop(self, threads: list[threading.Thread]) -> None:
         for vcpu, thread in zip(self.vcpus, threads, strict=True):
@@ -223,7 +223,8 @@ class Board:
                 vcpu.kick()
                 thread.join(0.05)
 
-    def _count(self) -> dict[str, int]:
+    def exit_counts(self) -> dict[str, int]:
+        """How often the guest was left so far, by the exit's kind."""
         total: dict[str, int] = {}
         for table in self._exits:
             for kind, count in table.copy().items():
@@ -237,7 +238,7 @@ class Board:
         return RunResult(
             ended=ended,
             seconds=time.monotonic() - started,
-            exits=self._count(),
+            exits=self.exit_counts(),
             console=bytes(self.console),
             unclaimed=unclaimed,
             unclaimed_count=self._unclaimed_count,
