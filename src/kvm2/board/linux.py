@@ -108,12 +108,13 @@ class LinuxMachine(Board):
     # -- loading
 
     def load_linux(
-        self, kernel: KernelImage, initrd: bytes = b"", append: str = "", *, kaslr: bool = True, seed: bool = True
+        self, kernel: KernelImage, initrd: bytes = b"", append: str = "", *, kaslr: bool = False, seed: bool = True
     ) -> layout.Placed:
         """Put a kernel, its initrd and the device tree into RAM, and vCPU 0 at the entry; where they are.
 
-        `append` is the kernel's command line. `kaslr` and `seed` give it random bytes for its address and for its
-        random number generator; without, runs are more alike. UsageError where they do not fit the RAM.
+        `append` is the kernel's command line. `seed` gives it random bytes for its random number generator; `kaslr`
+        some for its address too. A kernel at a random address keeps tables of its own for user space (KPTI), which
+        costs a fifth of what fork and exec take, so it is not the default. UsageError where they do not fit the RAM.
         """
         if len(append.encode()) > MOST_COMMAND_LINE:
             raise UsageError(f"a command line of {len(append)} characters: arm64 Linux takes {MOST_COMMAND_LINE}")
