@@ -159,6 +159,7 @@ def test_a_ready_queue_cannot_be_moved(rng):
     rng.writel("QueueNum", 4)
     rng.writel("QueueDescLow", 0)
     rng.writel("QueueDescHigh", 0)
+    assert rng.frame.queues[0].size == queue.num and rng.frame.queues[0].desc == queue.desc
     rng.ready()
     assert rng.transact(queue, (), [(rng.allocate(4), 4)]) == 4
 

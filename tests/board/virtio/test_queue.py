@@ -165,6 +165,8 @@ def test_what_comes_while_the_device_works_is_done_too_but_not_for_ever(ring):
     assert done == module.MAX_ROUNDS * 8 and ring.queue.unfinished
     ring.queue.flush()
     assert ring.used() == done
+    beyond = USED + 4 + 8 * 8
+    assert not any(ring.memory.read(beyond, 1024)), "more was written than the used ring holds"
 
 
 def test_one_notification_moves_a_bounded_number_of_bytes(ring, monkeypatch):

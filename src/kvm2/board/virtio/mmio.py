@@ -260,8 +260,6 @@ class VirtioMmio:
         except QueueFault as fault:
             self.fault = self.fault or str(fault)
             self.status |= regs.NEEDS_RESET
-            for queue in self.queues:
-                queue.unfinished = False
             if self.status & regs.DRIVER_OK:
                 self.interrupts |= regs.INT_CONFIG
 
