@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kvm2.errors import KvmError
 
 if TYPE_CHECKING:
     from kvm2.softkvm.vcpu import Vcpu
+
+NR_IOBUS_DEVS: Final = 1000
 
 
 class IoDevice(Protocol):
@@ -39,36 +41,57 @@ class Bus:
     """
 
     def __init__(self) -> None:
-        # The starts, (start, end, device) in the same order, the longest range. One tuple: readers take no lock.
-        self._table: tuple[list[int], list[tuple[int, int, IoDevice]], int] = ([], [], 0)
+        # (start, end, device) in the kernel's order, in which those that share addresses are asked.
+        self._ranges: list[tuple[int, int, IoDevice]] = []
+        # The starts, (start, end, place in `_ranges`, device) in their order, the longest range. One tuple: readers
+        # take no lock.
+        self._table: tuple[list[int], list[tuple[int, int, int, IoDevice]], int] = ([], [], 0)
         self.devices = 0  # how many ranges there are: whoever is in a hurry looks here first
 
     def add(self, base: int, size: int, device: IoDevice) -> None:
-        """Puts `device` at [base, base + size). Several may share addresses: the last one added is asked first."""
-        if size < 0 or base + size > 1 << 64:
+        """Puts `device` at [base, base + size); with size 0 it has accesses of any size at exactly this address.
+
+        Several may share addresses: they are asked in the order that kvm_io_bus_register_dev puts them in. ENOSPC: the
+        bus is full, where only ioeventfds are not counted.
+        """
+        end, ranges = base + size, self._ranges
+        if size < 0 or end > 1 << 64:
             raise KvmError(errno.EINVAL, f"{size:#x} bytes at {base:#x} do not fit into 64 bits")
-        self._set(sorted((*self._table[1], (base, base + size, device)), key=lambda entry: entry[0]))
+        if sum(not getattr(other, "is_ioeventfd", False) for *_, other in ranges) >= NR_IOBUS_DEVS:
+            raise KvmError(errno.ENOSPC, f"the bus has its {NR_IOBUS_DEVS} devices")
+        place = 0
+        for start, stop, _ in ranges:
+            if (start >= base and stop > end) if size else start > base:
+                break
+            place += 1
+        self._set([*ranges[:place], (base, end, device), *ranges[place:]])
 
     def remove(self, device: IoDevice) -> None:
         """Takes every range of `device` away."""
-        self._set([entry for entry in self._table[1] if entry[2] is not device])
+        self._set([entry for entry in self._ranges if entry[2] is not device])
 
     def _set(self, ranges: list[tuple[int, int, IoDevice]]) -> None:
         longest = max((end - start for start, end, _ in ranges), default=0)
-        self._table = ([start for start, _, _ in ranges], ranges, longest)
+        by_start = sorted(
+            ((start, end, place, device) for place, (start, end, device) in enumerate(ranges)),
+            key=lambda entry: entry[0],
+        )
+        self._ranges, self._table = ranges, ([entry[0] for entry in by_start], by_start, longest)
         self.devices = len(ranges)
 
     def at(self, address: int, size: int) -> list[tuple[int, IoDevice]]:
-        """(start, device) of everything that holds the whole access, the last added first."""
+        """(start, device) of everything that holds the whole access, in the order in which they are asked."""
         starts, ranges, longest = self._table
-        found = []
+        found: list[tuple[int, int, IoDevice]] = []
         at = bisect_right(starts, address) - 1
         while at >= 0 and address - starts[at] <= longest:
-            start, end, device = ranges[at]
+            start, end, place, device = ranges[at]
             if address + size <= end or (start == end == address):
-                found.append((start, device))
+                found.append((place, start, device))
             at -= 1
-        return found
+        if len(found) > 1:
+            found.sort(key=lambda entry: entry[0])
+        return [(start, device) for _, start, device in found]
 
     def read(self, vcpu: Vcpu, address: int, size: int) -> int | None:
         """kvm_io_bus_read: the first answer; None: nobody here."""

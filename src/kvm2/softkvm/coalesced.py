@@ -94,9 +94,9 @@ def register(vm: Vm, arg: int) -> int:
         )
     made = Zone(vm, asked)
     with vm.lock:
-        # A zone over the end of 64 bits is accepted and never hit.
-        if not asked.pio and not made.address + made.size >> 64:
-            vm.bus.add(made.address, made.size, made)
+        if not asked.pio:
+            # A zone over the end of 64 bits is accepted, counts, and is never hit.
+            vm.bus.add(made.address, 0 if made.address + made.size >> 64 else made.size, made)
         vm.eventfds.zones.append(made)
     return 0
 

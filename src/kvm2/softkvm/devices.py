@@ -67,6 +67,8 @@ class DeviceFd:
         """`kvm_device_ioctl`: EIO on a dead or foreign VM, ENOTTY for an unknown request."""
         vm = self.vm_fd.vm
         vm.check_alive()
+        if vm.eventfds.irqfds is not None:
+            vm.eventfds.catch_up()
         call = self._calls.get(request)
         if call is None:
             raise KvmError(errno.ENOTTY, f"{request:#x} is no ioctl of a device")

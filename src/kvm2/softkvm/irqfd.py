@@ -62,6 +62,7 @@ class Irqfds:
         """EBUSY where the eventfd is an irqfd already, of whatever GSI."""
         with self._lock:
             if any(other.eventfd.id == irqfd.eventfd.id for other in self._by_fd.values()):
+                self._lower(irqfd)
                 raise KvmError(errno.EBUSY, "this eventfd is an irqfd of this VM already: one is for one GSI")
             self._by_fd[irqfd.eventfd.fd] = irqfd
             self._resample()
@@ -77,8 +78,12 @@ class Irqfds:
                     del self._by_fd[fd]
                     self._resample()
                     irqfd.close()
-                    if irqfd.resample is not None and gsi not in self._resamplers:
-                        set_irq(self._vm, gsi, False)
+                    self._lower(irqfd)
+
+    def _lower(self, irqfd: Irqfd) -> None:
+        """irqfd_resampler_shutdown: without a resampler the line would stay up for ever."""
+        if irqfd.resample is not None and irqfd.gsi not in self._resamplers:
+            set_irq(self._vm, irqfd.gsi, False)
 
     def _resample(self) -> None:
         found: dict[int, tuple[EventFd, ...]] = {}

@@ -47,7 +47,8 @@ class Irq:
         self.target = target
         self.cpu: VgicCpu | None = None
         self.enabled = intid < NR_SGIS
-        self.edge = intid < NR_SGIS or intid >= MIN_LPI
+        # Zeroed memory says VGIC_CONFIG_EDGE; kvm_vgic_vcpu_init makes PPIs level-sensitive, and nobody the SPIs.
+        self.edge = not NR_SGIS <= intid < NR_PRIVATE_IRQS
         self.pending_latch = self.line_level = self.active = False
         self.priority = self.group = 0
         self.mpidr = self.targets = 0  # the affinity (v3) or the vCPUs (v2) that an SPI goes to, as the guest wrote it
