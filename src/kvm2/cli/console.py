@@ -25,6 +25,7 @@ ROOM_SECONDS = 0.05
 HELP = (
     "Ctrl-a x       leave: the guest stops where it is",
     "Ctrl-a Ctrl-a  send Ctrl-a to the guest",
+    "Ctrl-a s       write a snapshot to the file of --save",
     "Ctrl-a h       this",
 )
 _DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -59,9 +59,24 @@ _OPTIONS: dict[str, Callable[..., Any]] = {
     ),
     "gic": click.option("--gic", type=click.Choice(tuple(GICS)), help="Interrupt controller. [default: auto]"),
     "dtb_out": click.option("--dtb-out", type=_FILE, help="Write the device tree here as well."),
+    "save": click.option("--save", type=_FILE, help="Snapshot, by Ctrl-a s, and at Ctrl-a x, --timeout or Ctrl-C."),
+    "restore": click.option("--restore", type=_FILE, help="Go on where this snapshot was taken."),
     "no_reboot": click.option("--no-reboot", is_flag=True, help="End where the guest wants to boot again."),
 }  # fmt: skip
 _ON = {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}
+
+_OF_THE_SNAPSHOT = {
+    **{name: _ON[name] for name in ("kernel", "initrd", "append", "flavour", "gic", "dtb_out")},
+    "ipa_bits": "--ipa-bits",
+    "sve": "--sve",
+    "granule": "--granule",
+    "max_vcpus": "--max-vcpus",
+    "machine_type": "--machine-type",
+    "parange_follows_ipa": "--parange-follows-ipa",
+    "memory": "--memory",
+    "type_word": "--type",
+    "fixed": "--fixed",
+}
 
 
 def linux_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +95,9 @@ def check_none(wanted: dict[str, Any]) -> None:
 
 def check_linux(guest: str | None, words: tuple[str, ...], wanted: dict[str, Any]) -> None:
     """UsageError where options contradict each other, or belong to a guest that is no Linux."""
-    if guest == "linux":
+    if wanted["restore"]:
+        _check_restore(guest, words, wanted)
+    elif guest == "linux":
         named = [_ON[name] for name in ("kernel", "initrd") if wanted[name]]
         if named:
             raise UsageError(f"`kvm2 run linux` has Debian's kernel and an initramfs: leave out {' and '.join(named)}")
@@ -93,6 +110,14 @@ def check_linux(guest: str | None, words: tuple[str, ...], wanted: dict[str, Any
         raise UsageError(f"{', '.join(others)}: for ELF and flat images; Linux gets a device tree, and RAM by --memory")
     if words and wanted["no_reboot"]:
         raise UsageError("--no-reboot: with a COMMAND the guest never boots again")
+
+
+def _check_restore(guest: str | None, words: tuple[str, ...], wanted: dict[str, Any]) -> None:
+    if guest is not None or words:
+        raise UsageError("--restore goes on with the guest of the snapshot: leave GUEST and COMMAND out")
+    given = [option for name, option in _OF_THE_SNAPSHOT.items() if wanted[name] not in (None, (), False)]
+    if given:
+        raise UsageError(f"{', '.join(given)}: the snapshot says it; with --restore, leave it out")
 
 
 def devices_of(wanted: dict[str, Any]) -> list[Device]:

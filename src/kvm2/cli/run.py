@@ -8,6 +8,7 @@ import click
 
 from kvm2.cli.linux_options import check_linux, check_none, linux_options
 from kvm2.cli.options import Seconds, host_option, json_option, spec_options, working_caps_option
+from kvm2.cli.run_attached import attach_options
 from kvm2.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ LINUX = "linux"
 @click.option("--top", is_flag=True, help="Map 64K at the end of the IPA space (always done for the demonstration).")
 @click.option("--no-params", is_flag=True, help="Enter the guest with x0 = 0, without a parameter block.")
 @click.option("--timeout", type=Seconds(), metavar="SECONDS", help="Stop the guest after this time.")
+@attach_options
 @linux_options
 @json_option
 def command(
@@ -50,7 +52,7 @@ def command(
     ends with its status. On a terminal Ctrl-a x leaves. RAM is 512M@1G unless --memory says otherwise; docs/linux.md
     has the rest. A file of that name is ./linux.
     """  # fmt: skip
-    if guest == LINUX or wanted["kernel"]:
+    if guest == LINUX or wanted["kernel"] or wanted["restore"]:
         from kvm2.cli.run_linux import run_linux
 
         check_linux(guest, words, wanted)
@@ -70,6 +72,7 @@ def _run_image(
     from kvm2.cli import choosing
     from kvm2.cli.console import Console
     from kvm2.cli.making import call_of, make_vm, spec_of
+    from kvm2.cli.run_attached import attached
     from kvm2.kvm import open as open_host
 
     call = call_of(wanted, spec_of(wanted))
@@ -87,7 +90,8 @@ def _run_image(
         with choosing.board_for(arch, kvm, spec, vm=vm, **options) as machine:
             machine.load(image, params=not wanted["no_params"])
             try:
-                result = machine.run(wanted["timeout"], console.tick)
+                with attached(machine, wanted):
+                    result = machine.run(wanted["timeout"], console.tick)
             except KeyboardInterrupt as stop:
                 console.close()
                 if not stop.args:  # a second Ctrl-C, while the vCPUs were being stopped

@@ -13,7 +13,7 @@ MARK = 0x1E  # RECORD SEPARATOR, as in lab.linux.initramfs
 
 
 class CommandOutput:
-    """Gets each byte of the guest's console; the command's own go to `console`.
+    r"""Gets each byte of the guest's console; the command's own go to `console`.
 
     The first process of the guest writes MARK token MARK before the command, and MARK token SPACE status MARK after it.
     `token` is random, so that no output looks like it. `status` is None until the command has ended.

@@ -15,9 +15,11 @@ from kvm2.cli.console import HELP, ROOM, Console, Escapes, Input, RawTerminal, i
 from kvm2.cli.linux_options import GICS, devices_of
 from kvm2.cli.main import FAILED
 from kvm2.cli.render import emit
+from kvm2.cli.run_attached import attached
 from kvm2.cli.run_command import CommandOutput
 from kvm2.cli.run_report import as_dict, show
-from kvm2.errors import GuestError, UsageError
+from kvm2.cli.run_snapshot import UNFINISHED, machine_of, read_snapshot, save_to
+from kvm2.errors import GuestError, Kvm2Error, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
     from kvm2.board.kernel_image import KernelImage
     from kvm2.board.linux import LinuxMachine
     from kvm2.board.loop import RunResult
+    from kvm2.board.snapshot import Snapshot
     from kvm2.kvm import Kvm
     from kvm2.spec import VmSpec
 
-CONSOLE = "console=ttyAMA0"
+# With the early console a kernel that stops early has said why.
+CONSOLE = "console=ttyAMA0 earlycon"
 # A kernel that panics while it has a command to run must end the machine, and messages would be among the output.
 QUIET = "quiet loglevel=0 panic=-1"
 LEFT = "left"  # by Ctrl-a x
@@ -43,12 +47,16 @@ GRANULES = {4096: ("TGran4", -1), 16384: ("TGran16", 0), 65536: ("TGran64", -1)}
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What is booted: the kernel, the initrd, the command line; `shown` is the kernel's name for people."""
+    """What is booted: the kernel, the initrd, the command line; `shown` is the kernel's name for people.
+
+    Or a snapshot that is gone on with, without a kernel.
+    """
 
     shown: str
-    kernel: KernelImage
-    initrd: bytes
-    append: str
+    kernel: KernelImage | None
+    initrd: bytes = b""
+    append: str = ""
+    snapshot: Snapshot | None = None
 
 
 def run_linux(
@@ -77,6 +85,9 @@ def boot_of(words: tuple[str, ...], token: str, terminal: bool, wanted: dict[str
     from kvm2.board.kernel_image import read_kernel
     from kvm2.board.loader import read_file
 
+    if wanted["restore"]:
+        snapshot, shown = read_snapshot(wanted)
+        return Boot(shown, None, snapshot=snapshot)
     more = wanted["append"] or ""
     if wanted["kernel"]:
         kernel = read_kernel(wanted["kernel"])
@@ -153,7 +164,7 @@ class Run:
     def interactive(self) -> int:
         """A terminal is the guest's, until the guest ends or somebody leaves."""
         console = Console(live=True, status=False)
-        actions = {ord("x"): self._leave, ord("h"): _help}
+        actions = {ord("x"): self._leave, ord("h"): _help, ord("s"): self._save_now}
         _say("Ctrl-a x leaves, Ctrl-a h helps")
         with RawTerminal(0), Input(0, self.feed, self.waiting, Escapes(actions)):
             result = self._run_guarded(console, console.put)
@@ -164,7 +175,7 @@ class Run:
         console = Console(live=not self.as_json)
         ready = threading.Event()
         descriptor = input_descriptor()
-        own = self.wanted["kernel"] is not None
+        own = self.wanted["kernel"] is not None or self.boot.snapshot is not None
         if own:
             ready.set()  # nobody knows what it says before it reads; the UART keeps the input until it listens
 
@@ -211,6 +222,17 @@ class Run:
         if (machine := self.machine) is not None:
             machine.finish(LEFT, "Ctrl-a x", 0)
 
+    def _save_now(self) -> None:
+        """Ctrl-a s: the guest stands still meanwhile, and goes on."""
+        path, machine = self.wanted["save"], self.machine
+        if path is None:
+            _say_raw("Ctrl-a s: nowhere to save to; give --save FILE")
+        elif machine is not None:
+            try:
+                _say_raw(save_to(machine, path, self.boot.shown, self.wanted))
+            except Kvm2Error as error:
+                _say_raw(f"not saved: {error}")
+
     def _run_guarded(self, console: Console, sink: Callable[[int], object]) -> RunResult:
         """`_run`; what was interrupted is reported, and the interrupt goes on."""
         try:
@@ -238,12 +260,21 @@ class Run:
                     if self.left:
                         machine.finish(LEFT, "Ctrl-a x", 0)
                     left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
-                    result = machine.run(left, console.tick)
+                    with attached(machine, self.wanted, wait=self.boots == 1):
+                        result = machine.run(left, console.tick)
+                except KeyboardInterrupt:
+                    self._save_at_end(machine, "interrupted")
+                    raise
                 finally:
                     self.machine = None
-            if result.ended != "reset" or self.wanted["no_reboot"]:
+                self._save_at_end(machine, result.ended)
+            if result.ended != "reset" or self.wanted["no_reboot"] or self.boot.kernel is None:
                 return result
             console.flush()
+
+    def _save_at_end(self, machine: LinuxMachine, ended: str) -> None:
+        if self.wanted["save"] is not None and ended in UNFINISHED:
+            _say_raw(save_to(machine, self.wanted["save"], self.boot.shown, self.wanted))
 
     def _made(self, sink: Callable[[int], object]) -> LinuxMachine:
         """A machine with the kernel in it, as every boot begins."""
@@ -251,7 +282,11 @@ class Run:
         from kvm2.cli.making import make_vm
 
         devices = devices_of(self.wanted)
+        kernel = self.boot.kernel
         try:
+            if kernel is None:
+                assert self.boot.snapshot is not None
+                return machine_of(self.kvm, self.boot.snapshot, sink, devices)
             vm = make_vm(self.kvm, self.spec, self.call, self.wanted["type_word"])
             gic = GICS[self.wanted["gic"]] if self.wanted["gic"] else None
             machine = LinuxMachine(self.kvm, self.spec, vm=vm, cpus=self.cpus, sink=sink, virtio=devices, gic=gic)
@@ -260,8 +295,8 @@ class Run:
                 device.close()
             raise
         try:
-            check_granule(machine, self.boot.kernel)
-            machine.load_linux(self.boot.kernel, self.boot.initrd, self.boot.append)
+            check_granule(machine, kernel)
+            machine.load_linux(kernel, self.boot.initrd, self.boot.append)
             if self.wanted["dtb_out"] and not self.boots:
                 write_file(self.wanted["dtb_out"], machine.dtb)
         except BaseException:
@@ -290,6 +325,11 @@ def write_file(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
+
+
+def _say_raw(text: str) -> None:
+    """Words for people whose terminal may be raw."""
+    print(f"\r\nkvm2: {text}", end="\r\n", file=sys.stderr, flush=True)
 
 
 def _help() -> None:

@@ -1,0 +1,49 @@
+"""Snapshots of a running Linux machine: `--save FILE` and `--restore FILE`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvm2.cli.linux_options import Disk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kvm2.board.linux import LinuxMachine
+    from kvm2.board.snapshot import Snapshot
+    from kvm2.board.virtio.device import Device
+    from kvm2.kvm import Kvm
+
+# How a run ends whose guest could go on.
+UNFINISHED = ("left", "timeout", "interrupted")
+
+
+def save_to(machine: LinuxMachine, path: Path, shown: str, wanted: dict[str, Any]) -> str:
+    """Write a snapshot, with the names of what was booted and of its disks beside it; what to say of it."""
+    from kvm2.board.snapshot import save
+
+    started = time.monotonic()
+    disks = [{"path": str(disk.path.resolve()), "readonly": disk.readonly} for disk in wanted["disk"]]
+    snapshot = save(machine, path, {"guest": shown, "disks": disks, "net": list(wanted["net"])})
+    mib = snapshot.bytes_of_memory / (1 << 20)
+    return f"saved in {path}: {mib:.0f} MiB of memory, {time.monotonic() - started:.2f} s"
+
+
+def read_snapshot(wanted: dict[str, Any]) -> tuple[Snapshot, str]:
+    """The snapshot, and the name of its guest. `wanted` gets its disks and networks where none are given."""
+    from kvm2.board.snapshot import read
+
+    snapshot = read(wanted["restore"])
+    notes = snapshot.state["notes"]
+    wanted["disk"] = wanted["disk"] or tuple(Disk(Path(one["path"]), one["readonly"]) for one in notes.get("disks", ()))
+    wanted["net"] = wanted["net"] or tuple(notes.get("net", ()))
+    return snapshot, str(notes.get("guest", wanted["restore"].name))
+
+
+def machine_of(kvm: Kvm, snapshot: Snapshot, sink: Callable[[int], object], devices: Sequence[Device]) -> LinuxMachine:
+    """The machine of a snapshot, on this host; KvmError with every finding where it cannot go on there."""
+    from kvm2.board.snapshot import restore
+
+    return restore(kvm, snapshot, sink=sink, virtio=devices)
