@@ -89,6 +89,8 @@ def test_a_damaged_stream_is_said():
         (image(flags=1), "big-endian"),
         (image(magic=b"RSC\x05"), "no kernel for arm64|EFI program"),
         (image(size=1 << 40), "no kernel is larger"),
+        (image(offset=1 << 40), "2 MiB boundary"),
+        (image(offset=2), "2 MiB boundary"),
         (bytes(0x202) + b"HdrS" + bytes(100), "x86 Linux kernel"),
         (bytes(0x30) + b"RISCV\0\0\0" + bytes(100), "RISC-V"),
         (bytes(0x24) + struct.pack("<I", 0x016F2818) + bytes(100), "32-bit Arm Linux kernel"),

@@ -4,6 +4,7 @@ import struct
 
 import pytest
 
+import kvm2
 from kvm2.abi import exits as abi
 from kvm2.abi import ioctls, onereg, vm2
 from kvm2.board import linux_layout as layout
@@ -149,8 +150,10 @@ def test_a_host_without_vgic_is_named(kvm, fake):
         raise KvmError(errno.ENODEV)
 
     fake.answers[ioctls.KVM_CREATE_DEVICE] = nothing
+    before = set(fake.open_fds)
     with pytest.raises(EnvironmentFault, match="makes no vGIC"):
-        machine_with(kvm)
+        machine_with(kvm, cpus=3)
+    assert fake.open_fds == before  # nothing is left of the machine
 
 
 def test_the_guest_reaches_each_device_and_nothing_elsewhere(machine, fake, mmio):
@@ -196,8 +199,31 @@ def test_a_machines_devices_are_kept_and_restored(kvm, machine, lines):
         other.restore(kept)
 
 
+def test_closing_leaves_nothing_open(kvm, fake):
+    before = set(fake.open_fds)
+    machine_with(kvm, cpus=2, virtio=[Rng()]).close()
+    assert fake.open_fds == before
+
+
 def test_lines_are_quiet_once_the_machine_is_closed(kvm, lines):
     with machine_with(kvm) as machine:
         line = machine.line(5)
     line(True)
     assert lines == []
+
+
+def test_an_arm64_machine_of_the_software_kvm_runs_a_guest_that_finds_its_tree():
+    """A guest that sends the first four bytes that x0 points at, and turns the machine off."""
+    words = (
+        0xD2A12002,  # mov x2, #UART_BASE
+        *(0x38401401, 0x39000041) * 4,  # ldrb w1, [x0], #1; strb w1, [x2]
+        0xD2B08000,  # mov x0, #0x84000000
+        0xF2800100,  # movk x0, #8: PSCI SYSTEM_OFF
+        0xD4000002,  # hvc #0
+    )
+    code = struct.pack(f"<{len(words)}I", *words)
+    spec = VmSpec(physaddr_bits="auto", memory=(MemoryRange(1 << 40, 1 << 20),))
+    with kvm2.open("cortex-a72-4k") as kvm, LinuxMachine(kvm, spec, cpus=2) as machine:
+        machine.load(Image("guest", 1 << 40, (Segment(1 << 40, code, len(code)),)))
+        result = machine.run(60)
+    assert (result.ended, result.console) == ("shutdown", b"\xd0\x0d\xfe\xed"), result

@@ -36,6 +36,7 @@ OLD_TEXT_OFFSET = 0x80000  # where image_size is 0: before Linux 3.17
 # drivers/firmware/efi/libstub/zboot-header.S: MZ, "zimg", payload's offset and size, reserved, compression type.
 _ZBOOT = struct.Struct("<4s4sII8s32s")
 _MZ, _ZIMG = b"MZ", b"zimg"
+_BLOCK = 2 << 20
 LARGEST = 1 << 29  # an unpacked kernel beyond this is none
 _WHAT_BOOTS = (
     "kvm2 boots an arm64 Linux Image (arch/arm64/boot/Image, or a distribution's vmlinuz), plain, gzip, xz, lzma or "
@@ -130,6 +131,10 @@ def parse_kernel(name: str, data: bytes) -> KernelImage:
         raise GuestError(f"{name} is a big-endian arm64 kernel (flags {flags:#x}); vCPUs start little-endian")
     if not image_size:
         text_offset, image_size = OLD_TEXT_OFFSET, len(data)
+    if text_offset >= _BLOCK or text_offset % 4:
+        raise GuestError(
+            f"{name} wants to be {text_offset:#x} bytes behind a 2 MiB boundary: that is no place for code"
+        )
     if image_size > LARGEST:
         raise GuestError(f"{name} wants {image_size:#x} bytes for itself; no kernel is larger than {LARGEST:#x}")
     page_size = PAGE_SIZES[flags >> _PAGE_SHIFT_AT & _PAGE_MASK]

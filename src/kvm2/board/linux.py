@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kvm2.board.kernel_image import KernelImage
     from kvm2.board.loader import Image
     from kvm2.board.virtio.device import Device as VirtioDevice
+    from kvm2.device import Device
     from kvm2.exits import Mmio
     from kvm2.kvm import Kvm
     from kvm2.spec import VmSpec
@@ -72,20 +73,31 @@ class LinuxMachine(Board):
         if len(virtio) > layout.MOST_VIRTIO:
             raise UsageError(f"{len(virtio)} virtio devices: this machine has room for {layout.MOST_VIRTIO}")
         super().__init__(kvm, spec, memory, vm, cpus, sink)
-        self.ipa_bits = ipa_bits_of(self.vm)
-        self.vcpus = [self.vm.create_vcpu(number) for number in range(cpus)]
-        self.sve_vls = 0
-        for vcpu in self.vcpus:
-            self.sve_vls = initialise(vcpu, spec)
-        self.gic = make_gic(self.vm, cpus, layout.irqs_for(len(virtio)), gic, its)
+        self.cpus = cpus
         self.bus = Bus()
+        self.sve_vls = 0
+        self._handles: list[Device] = []
+        try:
+            self._build(virtio, gic, its)
+        except BaseException:
+            self.close()  # what was made already, the virtio devices' files among it
+            raise
+
+    def _build(self, virtio: Sequence[VirtioDevice], gic: int | None, its: bool | None) -> None:
+        vm = self.vm
         self.uart = Pl011(self.send, self.line(layout.UART_SPI))
         self.rtc = Pl031(self.line(layout.RTC_SPI))
         self.bus.add(layout.UART_BASE, self.uart, "uart", layout.UART_SPI)
         self.bus.add(layout.RTC_BASE, self.rtc, "rtc", layout.RTC_SPI)
         for number, device in enumerate(virtio):
             spi, base = layout.VIRTIO_SPI + number, layout.VIRTIO_BASE + number * layout.VIRTIO_STRIDE
-            self.bus.add(base, VirtioMmio(device, self.vm, self.line(spi)), f"virtio{number}", spi)
+            self.bus.add(base, VirtioMmio(device, vm, self.line(spi)), f"virtio{number}", spi)
+        self.ipa_bits = ipa_bits_of(vm)
+        for number in range(self.cpus):
+            self.vcpus.append(vm.create_vcpu(number))
+            self.sve_vls = initialise(self.vcpus[number], self.spec)
+        self.gic = make_gic(vm, self.cpus, layout.irqs_for(len(virtio)), gic, its)
+        self._handles += [device for device in (self.gic.device, self.gic.its_device) if device is not None]
         self.dtb = self._tree(Chosen())
 
     @property
@@ -194,4 +206,6 @@ class LinuxMachine(Board):
         for device in self.devices.values():
             if isinstance(device, Closeable):
                 device.close()
+        for handle in self._handles:
+            handle.close()
         super().close()
