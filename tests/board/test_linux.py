@@ -63,7 +63,8 @@ def kvm(fake, lines, written):
         return 0
 
     def create_device(fd, arg):
-        ctypes.memmove(arg + 4, struct.pack("=I", fake.new()), 4)
+        if not struct.unpack("=III", ctypes.string_at(arg, 12))[2]:  # else KVM_CREATE_DEVICE_TEST
+            ctypes.memmove(arg + 4, struct.pack("=I", fake.new()), 4)
         return 0
 
     def irq_line(fd, arg):
