@@ -1,4 +1,4 @@
-"""The sub-tests of KVM's selftest `aarch64/vgic_init.c`: how a vGIC is made and set up, and every refusal on the way."""
+"""The sub-tests of KVM's selftest `aarch64/vgic_init.c`: how a vGIC is made and set up, and each refusal on the way."""
 
 from __future__ import annotations
 
