@@ -11,37 +11,34 @@ Names and layouts are those of Arm IHI 0069 (GICv3), chapters 5 and 12; the tabl
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from kvm2.abi.gic_registers import SIZE_64K, WORD_OR_DOUBLE, Frame, Register
 
 # ---- fields
 
 
-class Bits(NamedTuple):
-    """A field of a register, a command word or a table entry: bits `high` to `low`."""
+class Bits:
+    """A field of a register, a command word or a table entry: bits `high` to `low`.
 
-    high: int
-    low: int
+    `limit` is how many values it has, `mask` its bits where they lie.
+    """
 
-    @property
-    def limit(self) -> int:
-        """How many values it has."""
-        return 1 << self.high - self.low + 1
+    __slots__ = ("limit", "low", "mask", "most")
 
-    @property
-    def mask(self) -> int:
-        """The field's bits where they lie."""
-        return self.limit - 1 << self.low
+    def __init__(self, high: int, low: int) -> None:
+        self.low, self.limit = low, 1 << high - low + 1
+        self.most = self.limit - 1
+        self.mask = self.most << low
 
     def get(self, word: int) -> int:
         """The field's value."""
-        return word >> self.low & self.limit - 1
+        return word >> self.low & self.most
 
     def put(self, word: int, value: int) -> int:
         """The word with the field changed; ValueError where the value does not fit."""
         if not 0 <= value < self.limit:
-            raise ValueError(f"{value:#x} does not fit into bits {self.high}:{self.low}")
+            raise ValueError(f"{value:#x} does not fit: {self.limit:#x} values from bit {self.low}")
         return word & ~self.mask | value << self.low
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUEUE_PAGE_SHIFT: Final = 12
 # LPIs and events that one pass over the command queue looks at. What remains is done at the next access to a register;
 # CREADR says how far it got. No driver comes near it: a hostile one would hold its vCPU for minutes.
-PASS_BUDGET: Final = 1 << 21
+PASS_BUDGET: Final = 1 << 18
 
 BASER_RO: Final = abi.BASER_ENTRY_SIZE.mask | abi.BASER_TYPE.mask
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from kvm2.abi import its as abi
@@ -37,6 +38,11 @@ def save(its: ItsMap) -> None:
     _save_collections(its)
 
 
+def _steps(numbers: list[int], most: int) -> list[int]:
+    """From each number to the next, as far as an entry can say it; 0 for the last."""
+    return [min(following - number, most) for number, following in pairwise(numbers)] + [0] * bool(numbers)
+
+
 def _save_devices(its: ItsMap) -> None:
     if not its.device_table & abi.VALID:
         return
@@ -46,18 +52,16 @@ def _save_devices(its: ItsMap) -> None:
         for device in sorted(its.devices.values(), key=lambda device: device.number)
         if (address := its.entry_address(its.device_table, device.number)) is not None
     ]
-    numbers = [device.number for device, _ in placed]
-    for (device, address), following in zip(placed, (*numbers[1:], None), strict=True):
+    steps = _steps([device.number for device, _ in placed], MAX_DEVICE_STEP)
+    for (device, address), step in zip(placed, steps, strict=True):
         _save_events(its, device)
-        step = min(following - device.number, MAX_DEVICE_STEP) if following is not None else 0
         entry = abi.VALID | abi.DTE_NEXT.put(0, step) | abi.DTE_SIZE.put(0, device.event_bits - 1)
         its.write_entry(address, abi.DTE_ITT_ADDRESS.put(entry, abi.ITT_ADDRESS.get(device.itt)))
 
 
 def _save_events(its: ItsMap, device: Device) -> None:
     numbers = sorted(device.events)
-    for number, following in zip(numbers, (*numbers[1:], None), strict=True):
-        step = min(following - number, MAX_EVENT_STEP) if following is not None else 0
+    for number, step in zip(numbers, _steps(numbers, MAX_EVENT_STEP), strict=True):
         its.write_entry(device.itt + number * abi.ENTRY_SIZE, _event_entry(device.events[number], step))
 
 

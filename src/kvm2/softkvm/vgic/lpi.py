@@ -95,7 +95,8 @@ def retarget(vgic: Vgic, lpi: Lpi, target: VgicCpu | None) -> None:
     """update_affinity: the LPI goes to another vCPU, also when it is pending."""
     with vgic.lock:
         lpi.target = target
-        vgic.update(lpi)
+        if lpi.pending_latch or lpi.cpu is not None:
+            vgic.update(lpi)
 
 
 def set_pending(vgic: Vgic, lpi: Lpi, pending: bool) -> None:
