@@ -19,7 +19,7 @@ OUT = click.Path(path_type=Path, dir_okay=False)
               "recorded under that name; for a real kernel the model that `kvm2 probe` makes of it.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="GLOB", help="Play only scenarios of such names. May be repeated.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave out scenarios of such names. May be repeated.")
-@click.option("--all", "everything", is_flag=True, help="Play the virtual interrupt controller's scenarios too.")
+@click.option("--all", "everything", is_flag=True, hidden=True, help="For older scripts: all are played anyway.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Play on so many processes.")
 @click.option("--patience", type=click.IntRange(1), default=150, show_default=True, metavar="MS",
               help="Interrupt a vCPU that sleeps or spins after so many milliseconds.")  # fmt: skip
@@ -46,7 +46,7 @@ def command(
     from kvm2.lab.conform import Conform, Wanted
 
     check_writable(html, record)
-    prepared = Conform(Wanted(host, against, only, skip, everything, patience, jobs))
+    prepared = Conform(Wanted(host, against, only, skip, patience, jobs))
     done, interrupted = _run(prepared)
     write_answers(done.report, record)
     if html is not None:

@@ -24,8 +24,6 @@ DATA = Path(__file__).with_name("data")
 RESULTS = DATA / "results"
 UNTRUSTED = DATA / "untrusted.json"
 GUESTS = DATA / "guests.json.xz"  # assembled from guests.s beside it
-# Until the software KVM has a virtual interrupt controller there is nothing to compare: `conform` leaves them out.
-WITHOUT_VGIC = ("vgic/*", "irq/*", "ipa/*/vgic")
 
 
 def recorded_hosts() -> tuple[str, ...]:

@@ -33,13 +33,12 @@ GENERIC_JUDGE = "max-4k-6.12"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What `kvm2 conform` is asked for; `everything` plays the groups that are left out otherwise."""
+    """What `kvm2 conform` is asked for."""
 
     host: str
     against: str | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    everything: bool = False
     patience_ms: int = PATIENCE_MS
     jobs: int = 1
 
@@ -205,10 +204,7 @@ class Conform:
                 f"shares ({', '.join(EVERY_ARCH)})"
             )
             return (), (why,)
-        if self.wanted.everything:
-            return (), ()
-        why = "left out, as the software KVM has no virtual interrupt controller yet: "
-        return bundled.WITHOUT_VGIC, (why + ", ".join(bundled.WITHOUT_VGIC) + " (--all plays them)",)
+        return (), ()
 
 
 def _page_of(record: Record | None) -> int:
