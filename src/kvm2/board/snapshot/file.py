@@ -61,7 +61,7 @@ def _runs(view: memoryview) -> Iterator[tuple[int, int]]:
     """(offset, bytes) of what is not zero, in blocks, at most EXTENT long."""
     start = -1
     for at in range(0, len(view), BLOCK):
-        block = view[at : at + BLOCK]
+        block = bytes(view[at : at + BLOCK])  # a copy: comparing a memoryview takes a hundred times as long
         if block == (_ZEROS if len(block) == BLOCK else bytes(len(block))):
             if start >= 0:
                 yield start, at - start
