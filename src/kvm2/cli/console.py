@@ -217,9 +217,5 @@ class Input:
 
 
 def input_descriptor() -> int | None:
-    """Standard input, where there is any."""
-    try:
-        os.fstat(0)
-    except OSError:
-        return None
-    return 0
+    """Standard input, where this process was started with one. Later its number may be another file's."""
+    return None if sys.__stdin__ is None else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import sys
 import threading
@@ -69,7 +70,7 @@ def run_linux(
 
     call = call_of(wanted, spec_of(wanted))
     name = choosing.host_for(host, "arm64")
-    terminal = not as_json and not words and sys.stdin is not None and sys.stdin.isatty()
+    terminal = not as_json and not words and input_descriptor() is not None and os.isatty(0)
     command = CommandOutput(Console(live=not as_json)) if words else None
     boot = boot_of(words, command.token if command else "", terminal, wanted)
     with open_host(name, working_caps=working_caps) as kvm:
