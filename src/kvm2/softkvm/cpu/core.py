@@ -21,6 +21,8 @@ from kvm2.softkvm.cpu import registers as reg
 from kvm2.softkvm.cpu.instance import COUNTER_HZ
 from kvm2.softkvm.cpu.registers import NATIVE
 from kvm2.softkvm.cpu.settings import CoreSettings
+from kvm2.softkvm.cpu.tlbi import TlbMaintenance
+from kvm2.softkvm.cpu.watch import Watch
 from kvm2.softkvm.cpu.yields import Yields
 
 if TYPE_CHECKING:
@@ -93,8 +95,10 @@ class Core(CoreSettings):
         self._callback = uc.INTR_CALLBACK(self._handler.send)
         instance.engine.hook(instance.handle, uc.HOOK_INTR, self._callback)
         self._yields = Yields(instance, self._yielded, self._fail)
+        self._tlbi = TlbMaintenance(instance, self._fail)
         self._soft: Any = None
         self._high: Any = None
+        self.watch: Watch | None = None  # where Python translates
         self._soft_fault: int | None = None  # the IPA of a stage-2 abort that Python's walk found, not the emulator's
         if soft_mmu is not None:
             from kvm2.softkvm.cpu.softmmu import SoftMmu
@@ -103,6 +107,7 @@ class Core(CoreSettings):
                 self._high = SoftMmu(self, soft_mmu, soft_pa_bits, above_48_only=True)
             else:
                 self._soft = SoftMmu(self, soft_mmu, soft_pa_bits)
+                self.watch = Watch(self, self._soft)
                 self._native_stage2 = False
 
     def close(self) -> None:
@@ -110,6 +115,7 @@ class Core(CoreSettings):
         self._gate.close()
         self._defined.close()
         self._yields.close()
+        self._tlbi.close()
         self._handler.close()
         self.instance.close()
 

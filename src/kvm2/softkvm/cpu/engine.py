@@ -88,6 +88,13 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
     "tb_exec_unlock_aarch64": ([c_void_p], None),
     "tb_exec_lock_aarch64": ([c_void_p], None),
     "get_arm_cp_reginfo_aarch64": ([c_void_p, c_uint32], c_void_p),
+    "tlb_vaddr_to_host_aarch64": ([c_void_p, c_uint64, c_int, c_int], c_void_p),
+    "arm_mmu_idx_aarch64": ([c_void_p], c_int),
+    "tlb_flush_page_aarch64": ([c_void_p, c_uint64], None),
+    "get_phys_addr_aarch64": (
+        [c_void_p, c_uint64, c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
+        ctypes.c_bool,
+    ),
     "define_one_arm_cp_reg_with_opaque_aarch64": ([c_void_p, c_void_p, c_void_p], None),
 }
 
