@@ -83,6 +83,9 @@ class Vm(X86Vm, IrqVm):
         """(memory, offset, bytes) of every part of a guest physical range; UsageError where none is mapped."""
         pieces, at = [], checked_word("gpa", gpa, 64)
         checked_word("size", size, 64)
+        for whole in self.rams.values():  # nearly always it is all in one, and devices ask often
+            if whole.gpa <= gpa and gpa + size <= whole.gpa + whole.size:
+                return [(whole, gpa - whole.gpa, size)]
         while at < gpa + size:
             ram = next((r for r in self.rams.values() if r.gpa <= at < r.gpa + r.size), None)
             if ram is None:
@@ -95,7 +98,11 @@ class Vm(X86Vm, IrqVm):
 
     def read(self, gpa: int, size: int) -> bytes:
         """`size` bytes at a guest physical address, across slots; UsageError where no `map`ped memory is."""
-        return b"".join(ram.read(offset, count) for ram, offset, count in self._pieces(gpa, size))
+        pieces = self._pieces(gpa, size)
+        if len(pieces) == 1:
+            ram, offset, count = pieces[0]
+            return ram.read(offset, count)
+        return b"".join(ram.read(offset, count) for ram, offset, count in pieces)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at a guest physical address, across slots; nothing is written where a part is not mapped."""
