@@ -131,12 +131,12 @@ def applets(busybox: bytes) -> tuple[str, ...]:
     """The programs that are in a busybox, by the sorted table of names in it; EnvironmentFault where there is none."""
     found: list[str] = []
     start = busybox.find(b"\0[\0[[\0") + 1
-    while start:
-        name = busybox[start : busybox.index(b"\0", start)].decode("ascii", "replace")
+    while start and (end := busybox.find(b"\0", start)) > 0:
+        name = busybox[start:end].decode("ascii", "replace")
         if found and name <= found[-1]:
             break
         found.append(name)
-        start += len(name) + 1
+        start = end + 1
     if "sh" not in found or "mount" not in found:
         raise EnvironmentFault("this busybox has no table of its programs, or no sh and mount: another one is needed")
     return tuple(name for name in found if name != "busybox")
