@@ -1,0 +1,130 @@
+"""Debian's kernels boot on described hosts: to a shell, with disks, anywhere in memory, and end as they want."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import kvm2
+from kvm2.board.virtio import Blk, Rng
+from kvm2.lab.linux import LinuxFiles, Session
+from kvm2.spec import MemoryRange, VmSpec
+
+Files = Callable[[str], LinuxFiles]
+
+MIB = 1 << 20
+TIB = 1 << 40
+SECONDS = 400.0  # for a boot, on a machine that does much else
+
+
+def memory(base: int = 1 << 30, size: int = 512 * MIB) -> tuple[MemoryRange, ...]:
+    return (MemoryRange(base, size),)
+
+
+class Case(NamedTuple):
+    """A host, a kernel, and what is asked for."""
+
+    host: str
+    flavour: str = "6.12-4k"
+    base: int = 1 << 30
+    bits: int | str = "auto"
+    cpus: int = 1
+    sve: int | None = None
+
+
+# What a normal run boots, and all the rest.
+SHORT = [Case("cortex-a72-4k")]
+LONG = [
+    Case("apple-m1"),
+    Case("nested-36"),
+    Case("cortex-a53-4k"),
+    Case("nested-40"),
+    Case("raspberry-pi-4"),
+    Case("raspberry-pi-5"),
+    Case("neoverse-n1-4k"),
+    Case("graviton3", cpus=2),
+    Case("graviton3", sve=256),
+    Case("a64fx", sve=512),
+    Case("max-4k-6.12"),
+    Case("max-4k-gicv2"),
+    Case("graviton3", base=TIB),
+    Case("graviton3", base=1 << 47),
+    Case("apple-m2", "6.12-16k"),
+    Case("lpa2-16k-52", "6.12-16k"),
+    Case("cortex-a72-4k", "6.1-4k"),
+    Case("neoverse-n1-4k", "6.1-4k", cpus=4),
+]
+
+
+def boot(files: LinuxFiles, case: Case, **options: Any) -> None:
+    spec = VmSpec(physaddr_bits=case.bits, memory=memory(case.base), sve=case.sve)  # type: ignore[arg-type]
+    with kvm2.open(case.host) as kvm, Session(kvm, files, spec, cpus=case.cpus, **options) as linux:
+        linux.wait_for_prompt(SECONDS)
+        assert linux.command("uname -r", SECONDS) == (f"{files.version}\n", 0)
+        assert linux.command("nproc", SECONDS) == (f"{case.cpus}\n", 0)
+        ram, _ = linux.command("grep 'System RAM' /proc/iomem", SECONDS)
+        assert ram.startswith(f"{case.base:08x}-")
+        assert linux.command("(exit 7)", SECONDS) == ("", 7)
+        check_sve(linux, case.sve)
+        said, _ = linux.command("dmesg", SECONDS)
+        assert not re.search(r"Oops|Call trace|WARNING:|rcu: INFO|BUG:|lockup", said), said
+        linux.send("poweroff\n")
+        assert linux.wait_for_end(SECONDS).ended == "shutdown"
+
+
+def check_sve(linux: Session, sve: int | None) -> None:
+    """The kernel finds the lengths that were configured: it clears those beyond its own maximum."""
+    features, _ = linux.command("grep -m1 Features /proc/cpuinfo", SECONDS)
+    assert (" sve " in f" {features} ") is (sve is not None)
+    if sve is None:
+        return
+    said, _ = linux.command("dmesg | grep -i 'SVE: maximum'", SECONDS)
+    assert f"maximum available vector length {sve // 8} bytes per vector" in said
+
+
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_boots(debian: Files, case: Case) -> None:
+    boot(debian(case.flavour), case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_boots_everywhere(debian: Files, case: Case) -> None:
+    boot(debian(case.flavour), case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["6.12-4k", "6.1-4k"])
+def test_a_disk_is_made_mounted_and_written(debian: Files, flavour: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(16 * MIB))
+    data = "".join(f"line {number}\n" for number in range(500))
+    with kvm2.open("cortex-a72-4k") as kvm:
+        options = {"virtio": [Blk(disk), Rng()]}
+        with Session(kvm, debian(flavour), VmSpec(physaddr_bits="auto", memory=memory()), **options) as linux:
+            linux.wait_for_prompt(SECONDS)
+            assert linux.command("mke2fs /dev/vda > /dev/null && mount /dev/vda /mnt", SECONDS)[1] == 0
+            assert linux.command("for n in $(seq 0 499); do echo line $n; done > /mnt/lines", SECONDS) == ("", 0)
+            assert linux.command("dd if=/dev/hwrng of=/mnt/random bs=512 count=4 2> /dev/null", SECONDS)[1] == 0
+            linux.send("poweroff\n")
+            assert linux.wait_for_end(SECONDS).ended == "shutdown"
+        assert data.encode() in disk.read_bytes(), "written before the power went"
+        options = {"virtio": [Blk(disk, readonly=True)]}
+        with Session(kvm, debian(flavour), VmSpec(physaddr_bits="auto", memory=memory()), **options) as linux:
+            linux.wait_for_prompt(SECONDS)
+            assert linux.command("mount -o ro /dev/vda /mnt && cat /mnt/lines", SECONDS) == (data, 0)
+            assert linux.command("wc -c < /mnt/random", SECONDS) == ("2048\n", 0)
+            assert linux.command("dd if=/dev/zero of=/dev/vda count=1 2> /dev/null", SECONDS)[1] != 0
+
+
+@pytest.mark.slow
+def test_reboot_is_a_reset(debian: Files) -> None:
+    spec = VmSpec(physaddr_bits="auto", memory=memory())
+    with kvm2.open("cortex-a72-4k") as kvm, Session(kvm, debian("6.12-4k"), spec) as linux:
+        linux.wait_for_prompt(SECONDS)
+        linux.send("reboot\n")
+        assert linux.wait_for_end(SECONDS).ended == "reset"
