@@ -111,3 +111,26 @@ def test_by_address(model: str, mapping: str, tlbi: str) -> None:
     core = machine.core
     assert [core.x[at] for at in (3, 4, 5, 6)] == [0x1000, 0x1000 + distance, 0x2000, 0x2000 + distance]
     machine.close()
+
+
+def test_the_tables_that_were_found_may_move() -> None:
+    """Another TTBR0, and another table behind the same TTBR0: each time the new mapping's size counts."""
+    guest = Guest("a72", 12)
+    arena, machine, core = guest.arena, guest.machine, guest.machine.core
+    for at, base in enumerate((guest.old, guest.new)):
+        arena.put(base + 0x5000, 1 + at)
+    guest.stage1.set(WINDOW, guest.old, S1_PAGE)  # pages first: level 2 is a table
+    registers = {"x1": WINDOW, "x2": WINDOW + 0x5000, "x11": WINDOW >> 12, "x12": guest.new | S1_PAGE | 1}
+    guest.start(12, "ldr x3, [x1]; tlbi vae1is, x11; dsb sy; isb; hvc #2", **registers)
+    assert machine.go().esr & 0xFFFF == 2
+    level2, level1 = (entry(guest.stage1, WINDOW, level) for level in (2, 1))
+    moved = arena.table(4096)
+    offset = level2 & 0xFFF
+    for where, link in ((level2, None), (moved + offset, level1)):
+        arena.put(where, guest.old | S1_PAGE | 1)  # a block now
+        if link is not None:
+            arena.put(link, moved | 3)
+        machine.load(CHANGE.format(tlbi="tlbi vae1is"), x10=where, **registers)
+        assert machine.go().esr & 0xFFFF == 1
+        assert (core.x[4], core.x[6]) == (1, 2)
+    machine.close()

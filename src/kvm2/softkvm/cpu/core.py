@@ -124,6 +124,11 @@ class Core(CoreSettings):
         self._unfinished = 0
         super().load(state)
 
+    def flush_tlb(self) -> None:
+        """Forget cached translations: after a stage-2 entry was removed or restricted, or another core ran the VM."""
+        super().flush_tlb()
+        self._tlbi.forget()
+
     # ---- the present exception
 
     @property

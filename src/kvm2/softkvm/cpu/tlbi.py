@@ -32,10 +32,14 @@ BY_ADDRESS: Final = tuple(reg.enc(1, 0, 8, crm, op2) for crm in (3, 7) for op2 i
 _PAGE: Final = 4096
 _LAST_LEVEL: Final = 3
 _FETCH, _LOAD = 2, 0
-_STAGE1_EL1: Final = 0x21  # ARMMMUIdx_Stage1_E1
+_STAGE1_EL1, _STAGE2 = 0x21, 0x1B  # of ARMMMUIdx
+_LEVEL1_SHIFT, _LEVEL2_SHIFT, _STRIDE = 30, 21, 9  # of 4 KiB granules
+_INDEX: Final = 511
+_ADDRESS, _ROOT = 0xFFFF_FFFF_F000, 0xFFFF_FFFF_FFC0
+_TABLE: Final = 3
 _CORE_INDEX: Final = 0xF  # the part of an ARMMMUIdx that numbers the TLBs
 _OK, _UNDEFINED = 0, 2
-_SCTLR_M: Final = 1
+_SCTLR_M, _SCTLR_EE = 1, 1 << 25
 _TG0: Final = {0: 4096, 1: 65536, 2: 16384}
 _TG1: Final = {1: 16384, 2: 4096, 3: 65536}
 _XZR: Final = 31
@@ -68,14 +72,75 @@ class Stage1:
         self._arguments = (env, _LOAD, _STAGE1_EL1, at, at + 8, at + 16)
         self._results = (ctypes.byref(self._page_size), ctypes.byref(self._fault))
 
+    def stage2(self, ipa: int) -> int | None:
+        """The host address behind an IPA that is mapped; there the emulated physical address is one."""
+        env, load, _, *out = self._arguments
+        if self._call(env, ipa, load, _STAGE2, *out, *self._results, None):
+            return None
+        return self._unused[0]
+
     def size(self, address: int, granule: int) -> int:
         """The size of what maps `address`, the granule for a hole among pages, 0 where a larger one may be gone."""
         fault = self._fault
         fault.level, fault.stage2 = -1, 0
-        env, load, index, *unused = self._arguments
-        if not self._call(env, address, load, index, *unused, *self._results, None):
+        env, load, index, *out = self._arguments
+        if not self._call(env, address, load, index, *out, *self._results, None):
             return self._page_size.value
         return granule if fault.level == _LAST_LEVEL and not fault.stage2 else 0
+
+
+class Tables:
+    """Where a 4 KiB granule's level-2 tables lie, of the gigabytes that were asked about: a quick first look.
+
+    A kernel says TLBI 90 000 times while it boots. What leads to the table is looked at each time, as it is in memory.
+    """
+
+    def __init__(self, instance: Instance, stage1: Stage1) -> None:
+        self._stage1 = stage1
+        self._ttbr = instance.cell(reg.TTBR0_EL1), instance.cell(reg.TTBR1_EL1)
+        self._known: dict[int, tuple[int, int, list[tuple[c_uint64, int]], int]] = {}
+
+    def forget(self) -> None:
+        """Stage 2 changed: host addresses may be others."""
+        self._known.clear()
+
+    def has_pages(self, address: int, tcr: int) -> bool:
+        """Whether a table of pages stands for the 2 MiB around `address`; False where that is not known at once."""
+        upper = address >> _VA_BITS - 1 & 1
+        root = self._ttbr[upper].value & _ROOT
+        found = self._known.get(address >> _LEVEL1_SHIFT)
+        if found is None or found[0] != tcr or found[1] != root:
+            found = self._find(address, tcr, root)
+            if found is None:
+                return False
+            self._known[address >> _LEVEL1_SHIFT] = found
+        for cell, value in found[2]:
+            if cell.value != value:
+                del self._known[address >> _LEVEL1_SHIFT]
+                return False
+        descriptor = c_uint64.from_address(found[3] + 8 * (address >> _LEVEL2_SHIFT & _INDEX)).value
+        return descriptor & _TABLE == _TABLE
+
+    def _find(self, address: int, tcr: int, root: int) -> tuple[int, int, list[tuple[c_uint64, int]], int] | None:
+        bits = 64 - (tcr >> (16 if address >> _VA_BITS - 1 & 1 else 0) & 63)
+        if not _LEVEL1_SHIFT < bits <= _LEVEL1_SHIFT + 2 * _STRIDE:
+            return None
+        way, table, shift = [], root, _LEVEL1_SHIFT + (_STRIDE if bits > _LEVEL1_SHIFT + _STRIDE else 0)
+        address &= (1 << bits) - 1
+        while shift >= _LEVEL1_SHIFT:
+            host = self._stage1.stage2(table | 8 * (address >> shift & _INDEX))
+            if host is None:
+                return None
+            cell = c_uint64.from_address(host)
+            value = cell.value
+            if value & _TABLE != _TABLE:
+                return None
+            way.append((cell, value))
+            table, shift = value & _ADDRESS, shift - _STRIDE
+        host = self._stage1.stage2(table)
+        if host is None:
+            return None
+        return tcr, root, way, host
 
 
 class TlbMaintenance:
@@ -86,6 +151,8 @@ class TlbMaintenance:
         self._instance, self._failed = instance, failed
         self._fast = instance.engine.FAST
         self._stage1 = Stage1(instance.env)
+        self._tables = Tables(instance, self._stage1)
+        self._index = self._fast.arm_mmu_idx_aarch64(instance.env) & _CORE_INDEX
         self._sctlr, self._tcr = instance.cell(reg.SCTLR_EL1), instance.cell(reg.TCR_EL1)
         self._handler = self._instructions()
         next(self._handler)
@@ -94,6 +161,10 @@ class TlbMaintenance:
         for enc in BY_ADDRESS:
             # In place of the check of HCR_EL2.TTLB, which is never set here.
             inst.register_info(instance, enc).accessfn = address
+
+    def forget(self) -> None:
+        """Stage 2 changed."""
+        self._tables.forget()
 
     def close(self) -> None:
         """The core is about to be freed."""
@@ -119,18 +190,21 @@ class TlbMaintenance:
         """Forgets what the instruction itself would not; the page of its address it forgets afterwards."""
         instance, fast = self._instance, self._fast
         env = instance.env
-        index = fast.arm_mmu_idx_aarch64(env) & _CORE_INDEX
-        where = fast.tlb_vaddr_to_host_aarch64(env, instance.pc_cell.value, _FETCH, index)
-        if not where or not self._sctlr.value & _SCTLR_M:
+        # Through the TLB that EL1 uses without PAN, which fetches disregard.
+        where = fast.tlb_vaddr_to_host_aarch64(env, instance.pc_cell.value, _FETCH, self._index)
+        sctlr, tcr = self._sctlr.value, self._tcr.value
+        if not where or not sctlr & _SCTLR_M:
             instance.engine.flush_tlb(instance.handle)
             return
         target = c_uint8.from_address(where).value & _XZR
         page = (instance.x[target] if target != _XZR else 0) << 12 & (1 << _VA_BITS) - 1
         if page >> _VA_BITS - 1:
             page |= 0xFF << _VA_BITS
-            granule = _TG1.get(self._tcr.value >> 30 & 3, _PAGE)
+            granule = _TG1.get(tcr >> 30 & 3, _PAGE)
         else:
-            granule = _TG0.get(self._tcr.value >> 14 & 3, _PAGE)
+            granule = _TG0.get(tcr >> 14 & 3, _PAGE)
+        if granule == _PAGE and not sctlr & _SCTLR_EE and self._tables.has_pages(page, tcr):
+            return
         size = self._stage1.size(page, granule)
         if size == _PAGE:
             return
@@ -142,7 +216,7 @@ class TlbMaintenance:
             fast.tlb_flush_page_aarch64(instance.cpu, piece)
 
 
-_TABLE, _BLOCK, _LEAF = 3, 1 | 1 << 10, 3 | 1 << 10
+_BLOCK, _LEAF = 1 | 1 << 10, 3 | 1 << 10
 _BASE: Final = 0x10000
 _TCR_39_BITS: Final = 25 | 2 << 32
 # address: size that is mapped, or granule, or 0
