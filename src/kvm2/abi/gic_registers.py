@@ -115,7 +115,7 @@ GICR: Final = Frame(
         Register("GICR_CTLR", 0x000, 4),
         Register("GICR_IIDR", 0x004, 4),
         Register("GICR_TYPER", 0x008, 8, WORD_OR_DOUBLE),
-        Register("GICR_STATUSR", 0x010, 4),
+        # GICR_STATUSR stands in the kernel's table out of its order, so that the search never finds it.
         Register("GICR_WAKER", 0x014, 4),
         Register("GICR_PROPBASER", 0x070, 8, WORD_OR_DOUBLE),
         Register("GICR_PENDBASER", 0x078, 8, WORD_OR_DOUBLE),

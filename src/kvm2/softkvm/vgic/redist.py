@@ -95,7 +95,6 @@ REGISTERS: Final = Registers(
         "GICR_CTLR": Handler(_read_ctlr, _write_ctlr),
         "GICR_IIDR": constant(gic.KVM_PRODUCT_ID << gic.IIDR_PRODUCT_SHIFT | gic.ARM_IMPLEMENTER),
         "GICR_TYPER": Handler(_read_typer, ignore),
-        "GICR_STATUSR": RAZ_WI,
         "GICR_WAKER": RAZ_WI,
         "GICR_PROPBASER": Handler(_read_propbaser, _write_propbaser),
         "GICR_PENDBASER": Handler(_read_pendbaser, _write_pendbaser),
