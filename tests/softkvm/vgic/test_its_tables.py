@@ -164,6 +164,37 @@ def test_tables_are_checked_and_what_is_wrong_maps_nothing(devices, collections,
             assert len(g.model.collections) == len(collections)
 
 
+def test_entries_that_are_not_valid_and_devices_beyond_the_ids():
+    with guest() as g:
+        g.start(indirect=True)
+        load(g, ((1, RAM + (8 << 20) | VALID),), (cte(0, 0),), ((1, ite(FIRST, 0, 0)),))
+        g.set_entry(DEVICES, 77)  # no second level
+        g.set_entry(RAM + (8 << 20), 77)  # no device
+        g.set_entry(RAM + (8 << 20) + 8, dte(ITT, 1, 0))
+        g.control(RESTORE)
+        assert list(g.model.devices) == [8193] and g.model.event_count == 1
+        # Restored again over what is there: the first one stays, and its events are counted once.
+        g.set_entry(COLLECTIONS, cte(1, 0))
+        g.set_entry(ITT + 8, ite(FIRST, 1, 0))
+        before = g.model.devices[8193]
+        g.control(RESTORE)
+        assert g.model.devices[8193] is before and g.model.event_count == 1
+        g.control(RESET)
+        g.put(abi.GITS_BASER, DEVICES | VALID | 8)
+        g.put(abi.GITS_BASER + 8, COLLECTIONS | VALID)
+        g.vm.write(DEVICES, bytes(0x10000))
+        g.set_entry(DEVICES + 8 * 65536, dte(ITT, 1, 0))
+        assert refused(g.control, RESTORE) == "EINVAL"
+
+
+def test_without_a_vgic_there_are_no_lpis_to_restore():
+    with guest() as g:
+        g.start()
+        load(g, ((5, dte(ITT, 5, 0)),), (cte(0, 0),), ((0, ite(FIRST, 0, 0)),))
+        g.soft.vgic = None
+        assert refused(g.control, RESTORE) == "EFAULT" and not g.model.devices
+
+
 def test_a_table_of_the_wrong_kind_of_memory():
     with guest() as g:
         g.start()

@@ -151,6 +151,8 @@ def test_saving_what_is_pending(mapped):
     g.redist(1, GICR_CTLR, 0, 4)
     g.redist(1, GICR_PENDBASER, NOWHERE)
     assert refused(g.save_pending) == "EFAULT"
+    g.vgic.initialized = False
+    assert refused(g.save_pending) == "ENXIO"
 
 
 def test_invalidation_at_the_redistributor(mapped):

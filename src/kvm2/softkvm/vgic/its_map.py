@@ -190,9 +190,8 @@ class ItsMap:
             address = base + number * abi.ENTRY_SIZE
             inside = number < size // abi.ENTRY_SIZE
             return address if inside and guest_memory.visible(self.vm, address) else None
+        # The smallest first level, of one page, has room for more second levels than there are numbers.
         first, second = divmod(number, TABLE_PAGE // abi.ENTRY_SIZE)
-        if first >= size // abi.ENTRY_SIZE:
-            return None
         try:
             entry = self.read_entry(base + first * abi.ENTRY_SIZE)
         except KvmError:

@@ -197,8 +197,6 @@ def _restore_events(its: ItsMap, device: Device) -> None:
         collection = _collection(its, entry)
         if intid < MIN_LPI or collection is None or number + step >= 1 << device.event_bits:
             raise KvmError(errno.EINVAL, f"device {device.number:#x}, event {number:#x}: {entry:#x} is no entry")
-        if not its.event_fits(device, number):
-            raise KvmError(errno.EINVAL, f"device {device.number:#x}, event {number:#x}: no entry of its table")
         its.map_event(device, number, collection, intid)
         return step
 

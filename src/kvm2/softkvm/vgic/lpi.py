@@ -130,10 +130,8 @@ def load_configuration(vgic: Vgic, lpi: Lpi) -> None:
 
 
 def invalidate(cpu: VgicCpu, intid: int) -> None:
-    """A write of GICR_INVLPIR: the LPI's configuration is read again. Nothing while LPIs are off."""
+    """A write of GICR_INVLPIR while LPIs are on: the LPI's configuration is read again."""
     vgic = cpu.vgic
-    if not cpu.lpis_enabled or intid < MIN_LPI:
-        return
     with vgic.lock:
         lpi = find(vgic, intid)
         if lpi is not None:
@@ -141,9 +139,8 @@ def invalidate(cpu: VgicCpu, intid: int) -> None:
 
 
 def invalidate_all(cpu: VgicCpu) -> None:
-    """A write of GICR_INVALLR: the configuration of all LPIs of this vCPU is read again. Nothing while LPIs are off."""
-    if cpu.lpis_enabled:
-        reload_all(cpu)
+    """A write of GICR_INVALLR while LPIs are on: the configuration of all LPIs of this vCPU is read again."""
+    reload_all(cpu)
 
 
 def reload_all(cpu: VgicCpu) -> int:
@@ -186,11 +183,9 @@ def _take_pending(vgic: Vgic, lpi: Lpi) -> None:
 
 def enable_lpis(cpu: VgicCpu) -> None:
     """GICR_CTLR.EnableLPIs becomes 1 (vgic_mmio_write_v3r_ctlr): the pending table is read, unless the guest said that
-    it is all zeros. Nothing where LPIs are on, or the VM has no ITS."""
+    it is all zeros."""
     vgic = cpu.vgic
     with vgic.lock:
-        if cpu.lpis_enabled or not vgic.has_its:
-            return
         cpu.lpis_enabled = True
         if cpu.pendbaser & abi.PENDBASER_PTZ:
             return
@@ -209,8 +204,6 @@ def disable_lpis(cpu: VgicCpu) -> None:
     """GICR_CTLR.EnableLPIs becomes 0: what was pending here is lost (vgic_flush_pending_lpis)."""
     vgic = cpu.vgic
     with vgic.lock:
-        if not cpu.lpis_enabled:
-            return
         for irq in list(cpu.listed.values()):
             if irq.intid >= MIN_LPI:
                 irq.pending_latch = False
