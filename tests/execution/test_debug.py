@@ -21,14 +21,18 @@ from .rig import bench, play
 
 BREAKPOINT, STEP, WATCHPOINT, BRK, SVC = 0x31, 0x33, 0x35, 0x3C, 0x15
 IL = 1 << 25
+WNR = 1 << 6
 DEBUG_FAULT = 0x22
 HOSTS = [("neoverse-n1-4k", (0, 0, 5)), ("max-4k-6.12", (5, 3, 4)), ("cortex-a57-4k", (3, 2, 5))]
 
 
+def numbered(numbers):
+    return tuple(f"-D{name}={number}" for name, number in zip(("BP", "WP", "CTX"), numbers, strict=True))
+
+
 @pytest.mark.parametrize(("host", "numbers"), HOSTS, ids=[host for host, _ in HOSTS])
 def test_the_guest_debugs_itself(host, numbers):
-    options = tuple(f"-D{name}={number}" for name, number in zip(("BP", "WP", "CTX"), numbers, strict=True))
-    ran = play("debug", host, options=options)
+    ran = play("debug", host, options=numbered(numbers))
     sw, hw, hw_svc, hw_brk, step, sw_locked, in_context, _, *counts = ran.out()
     log = ran.log()
     assert [(t.esr, t.elr) for t in log[:6]] == [
@@ -47,6 +51,22 @@ def test_the_guest_debugs_itself(host, numbers):
     assert [(t.ec, t.elr) for t in rest] == [(BRK, sw_locked), (BREAKPOINT, in_context)]
     before = 6 + len(steps)
     assert counts == [1, 2, 4, 6, before, 0xA, before + 1, before + 1, before + 2, 0x1234560, 0x765430]
+
+
+@pytest.mark.parametrize(("host", "numbers"), HOSTS, ids=[host for host, _ in HOSTS])
+def test_the_guest_watches_its_data(host, numbers):
+    ran = play("debug", host, options=(*numbered(numbers), "-DWATCH"))
+    out = ran.out()
+    data, results = out[7], out[-11:]
+    watched = [t for t in ran.log() if t.ec == WATCHPOINT]
+    # Store, load, the pair that reaches into it; the store of byte 5; at the end of a range of 32; in the context.
+    store, load = WATCHPOINT << 26 | IL | WNR | DEBUG_FAULT, WATCHPOINT << 26 | IL | DEBUG_FAULT
+    assert [(t.esr, t.far - data) for t in watched] == [
+        (store, 8), (load, 8), (store, 8), (store, 13), (store, 24), (store, 16)
+    ]  # fmt: skip
+    before = results[0] - 1
+    assert [count - before for count in (results[0], *results[2:8])] == [1, 2, 3, 3, 3, 4, 5]
+    assert results[1] == 5 and [results[8] - before, results[9] - before, results[10]] == [5, 6, 2]
 
 
 # ---- userspace debugs

@@ -108,7 +108,6 @@ def test_memory_shows_no_breakpoints_and_writes_stay_under_them():
             assert client.ask("c") == "W00"
 
 
-@pytest.mark.xfail(strict=True, reason="the software KVM has no watchpoints yet")
 def test_watchpoints_and_hardware_breakpoints():
     with served(rounds=1) as (machine, server, image):
         out = run_gdb(

@@ -3,7 +3,7 @@
 After "Overview" and "Interrupts" of appendix E of the GDB manual.
 
 >>> framed(b"OK"), framed(b"a#}")
-(b'$OK#9a', b'$a}\\x03}]#7e')
+(b'$OK#9a', b'$a}\\x03}]#bb')
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ class GuestDebug:
         core.pc += 4
         if self.stepping:
             core.pstate &= ~PSTATE_SS
-        if enc in REGISTERS and not read:
-            self.written()
+        if enc in REGISTERS and not read and not self.written():
+            core.stop()
         return True
 
     # ---- what is in force
@@ -132,7 +132,10 @@ class GuestDebug:
 
     def _apply(self) -> None:
         wanted = self._wanted()
-        self._ex.core.debug.set(wanted)
+        core = self._ex.core
+        core.debug.set(wanted)
+        if core.watch is not None:
+            core.watch.set(wanted.watchpoints, wanted.breakpoints)
         self._active = wanted != IDLE
         self.stepping = bool(wanted.mdscr & MDSCR_SS)
 
@@ -151,6 +154,8 @@ class GuestDebug:
 
     def leave(self) -> None:
         """After the guest was left (`kvm_arm_clear_debug`): its own PSTATE.SS is back."""
+        if self._ex.core.watch is not None:
+            self._ex.core.watch.settle()
         if self._for_userspace:
             self._for_userspace = False
             core, vcpu = self._ex.core, self._vcpu
@@ -161,10 +166,22 @@ class GuestDebug:
             if pstate & PSTATE_SS != self._guest_ss:
                 core.pstate = pstate ^ PSTATE_SS
 
-    def written(self) -> None:
-        """The guest wrote one of `REGISTERS`, inside a trap."""
+    def written(self) -> bool:
+        """The guest wrote one of `REGISTERS`, inside a trap. False: it must be left, for another core."""
         if self.wanted():
             self._apply()
+        return not self.other_core()
+
+    def other_core(self) -> bool:
+        """Whether the vCPU needs another core than it has: watchpoints came, or they and their debugger went."""
+        vcpu = self._vcpu
+        if self.watching or self.wanted():
+            # gdb takes its watchpoints away for each step: as long as it is there, the core stays.
+            stays = self.watching and vcpu.guest_debug is not None
+            self.watching = stays or bool(self._wanted().watchpoints)
+            soft = self.watching or self._ex.vm.soft_mmu
+            return soft != (self._ex.core is not None and self._ex.core.watch is not None)
+        return False
 
     # ---- steps over what the hypervisor does for the guest
 

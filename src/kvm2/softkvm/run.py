@@ -85,7 +85,7 @@ class Execution:
         self._signalled, self._running, self._thread = False, True, threading.get_ident()
         watching = signals.enter(self._signal)
         try:
-            if vcpu.dirty or self._soft != self.vm.soft_mmu:
+            if vcpu.dirty or self._soft != self._translates():
                 self._prepare()
             if self.mmio_esr:
                 if vcpu.exception_pending:  # userspace answers the access with an external abort
@@ -105,15 +105,19 @@ class Execution:
             _EXIT_REASON.pack_into(self.run_area, EXIT_REASON_OFFSET, self.exit_reason)
         return 0
 
+    def _translates(self) -> bool:
+        """Whether Python translates for the core: beyond 48 bits, and for watchpoints."""
+        return self.vm.soft_mmu or self.debug.watching
+
     def _prepare(self) -> None:
         """A core that holds the vCPU's registers."""
         vcpu = self.vcpu
         vcpu.before_entry()
-        soft = self.vm.soft_mmu
+        soft = self._translates()
         if self.core is None or self._soft != soft:
             with self.vm.run_lock:
                 self.close()
-            self.core, self._soft = self.vm.make_core(vcpu, self.trap), soft
+            self.core, self._soft = self.vm.make_core(vcpu, self.trap, soft), soft
             self.debug.attach()
             vcpu.dirty = True
         if vcpu.dirty:
@@ -156,6 +160,8 @@ class Execution:
                 self.exit_reason = exits.KVM_EXIT_INTR
                 raise KvmError(errno.EINTR, "the output of a timer changed: kvm_run.s.regs.device_irq_level has it")
             if self.vcpu.before_entry():
+                self._prepare()
+            if self.debug.other_core():
                 self._prepare()
             outcome = self._enter()
             if outcome == "trap":
@@ -353,9 +359,7 @@ class Execution:
         if read and target != 31:
             core.x[target] = value
         core.pc += 4
-        if enc in guest_debug.REGISTERS and not read:
-            self.debug.written()
-        return True
+        return read == 1 or enc not in guest_debug.REGISTERS or self.debug.written()
 
 
 def _sys(op1: int, crm: int, op2: int) -> int:

@@ -228,8 +228,9 @@ class Vm:
             self.dead = f"{error.reason}; at KVM_RUN that ends the VM (as in the kernel): make a new one"
             raise KvmError(error.errno or errno.EINVAL, self.dead) from None
 
-    def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool]) -> Core:
-        """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2."""
+    def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool], soft: bool) -> Core:
+        """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2. With `soft`
+        Python does all its translation."""
         from kvm2.softkvm.cpu.core import Core
         from kvm2.softkvm.vgic import icc
 
@@ -239,14 +240,14 @@ class Vm:
         # The A72 model knows Armv8.0 only, and is faster; whatever the guest is shown beyond needs the other one.
         model = "max" if sve or pauth or atomics else "a72"
         # The core walks tables up to 48 bits. Beyond, Python says what an access is, or does all the walking.
-        walk = self.soft_walk if self.profile.pa_bits > CORE_IPA_BITS else None
+        walk = self.soft_walk if soft or self.profile.pa_bits > CORE_IPA_BITS else None
         core = Core(
             model,
             on_trap,
             pauth=pauth,
             soft_mmu=walk,
             soft_pa_bits=self.profile.pa_bits,
-            above_48_only=not self.soft_mmu,
+            above_48_only=not soft,
         )
         core.set_id(vcpu.guest_read(MIDR_EL1) or 0, vcpu.state.sys.get(MPIDR_EL1, 0))
         if model == "max":

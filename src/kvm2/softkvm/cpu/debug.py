@@ -61,7 +61,7 @@ def _update_function(engine: Engine) -> Callable[[int], None]:
             "export it; install the official wheel: pip install unicorn==2.1.4"
         ) from None
     function.argtypes, function.restype = [c_void_p], None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 class DebugLogic:

@@ -122,6 +122,13 @@ class CoreSettings:
         """The virtual FIQ line (HCR_EL2.VF)."""
         self._hcr.line(inst.HCR_VF, pending)
 
+    def hold_lines(self, on: bool) -> None:
+        """Keep the interrupt lines from the core, for one step; or give them back."""
+        if on:
+            self._hcr.hide()
+        else:
+            self._hcr.show()
+
     # ---- what the hypervisor sets
 
     def set_stage2(self, vtcr: int, vttbr: int) -> None:

@@ -24,6 +24,7 @@ from kvm2.softkvm.cpu.peek import peek_prefix
 
 if TYPE_CHECKING:
     from kvm2.softkvm.cpu.core import Core
+    from kvm2.softkvm.cpu.watch import Watch
 
 # (IPA, walk.READ | WRITE | FETCH wanted) -> (host address of that byte, permissions), or the fault status of stage 2.
 Stage2Walk = Callable[[int, int], tuple[int, int] | int]
@@ -49,6 +50,7 @@ class _Fault:
     ipa: int | None  # None: stage 1
     s1ptw: bool = False
     write: bool = False
+    watched: bool = False  # no fault at all
 
 
 class SoftMmu:
@@ -58,6 +60,7 @@ class SoftMmu:
         self._core = core
         self._stage2 = stage2
         self._pa_bits = pa_bits
+        self.watch: Watch | None = None
         self._fault: _Fault | None = None
         self._fault_pc = 0
         self._failure: BaseException | None = None
@@ -81,6 +84,11 @@ class SoftMmu:
     def _fill(self, handle: int, address: int, kind: int, entry: int, user: object) -> int:
         try:
             hva, permissions = self._translate(address, _KINDS[kind])
+            if self.watch is not None and (kinds := self.watch.kinds(address)):
+                if kinds & _KINDS[kind]:
+                    self._fault, self._fault_pc = _Fault(0, _KINDS[kind], None, watched=True), self._core.pc
+                    return 0
+                permissions &= ~kinds
             result = uc.TlbEntry.from_address(entry)
             result.paddr, result.perms = hva, permissions
             return 1
@@ -154,6 +162,9 @@ class SoftMmu:
             raise KeyboardInterrupt
         if self._core.pc != self._fault_pc:
             return True  # on its way out the core took an interrupt instead: the access comes again after it
+        if fault.watched:
+            assert self.watch is not None
+            return self.watch.access(self._address.value, fault.kind)
         return self._raise(fault, self._address.value)
 
     def beyond(self, esr: int, address: int) -> bool | None:
