@@ -5,6 +5,7 @@ The expected values were given by Linux 6.12 on live arm64 kernels (oracle shape
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -247,6 +248,7 @@ def test_the_older_calls_make_and_place_a_gicv2() -> None:
 def test_one_vfio_device_which_nothing_can_be_added_to() -> None:
     with kvm2.open(V3_HOST) as kvm, kvm.create_vm2() as vm:
         device = vm.create_device("vfio")
+        assert device is not None
         assert refused(vm.create_device, "vfio") == "EBUSY"
         reader, writer = os.pipe()
         try:
@@ -266,5 +268,5 @@ def test_one_vfio_device_which_nothing_can_be_added_to() -> None:
 def test_frames_of_the_registry_do_not_overlap() -> None:
     for frame in (*regs.FRAMES, regs.GICC_USER):
         found = sorted((register.offset, register.offset + register.length) for register in frame)
-        assert all(end <= start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(found))
         assert found[-1][1] <= frame.size and all(start % 4 == end % 4 == 0 for start, end in found)

@@ -118,7 +118,7 @@ def write(cpu: VgicCpu, enc: int, value: int) -> None:
 
 
 def define(core: Core, vcpu: Vcpu) -> None:
-    """Gives a core the registers, where its VM has a vGICv3. Without a vGIC the host's own ICC_SRE_EL1 shows, as nothing
+    """Gives a core the registers, where its VM has a vGICv3. Without any vGIC the host's own ICC_SRE_EL1 shows: nothing
     traps it."""
     vm = vcpu.vm
     if vm.vgic is None and "v3" in vm.profile.gic:
