@@ -243,6 +243,17 @@ def test_int_clear_and_moving_what_is_pending(started):
     assert [g.acknowledge(1), g.acknowledge(0)] == [SPURIOUS, FIRST + 1]
 
 
+def test_an_observer_is_told(started):
+    g, seen = started, []
+    g.send(mapti(5, 0, FIRST))
+    g.soft.observer = lambda what, facts: seen.append((what, *facts.values()))
+    g.send(words(abi.INT, 5, 0), words(abi.CLEAR, 5, 0), words(abi.INT, 5, 9))
+    g.message(5, 0)
+    raised, lowered = ("irq-line", FIRST, 1, 0), ("irq-line", FIRST, 0, 0)
+    unmapped = ("its-command", abi.INT, Error.INT_UNMAPPED_INTERRUPT)
+    assert seen == [raised, ("its-command", abi.INT, 0), lowered, ("its-command", abi.CLEAR, 0), unmapped, raised]
+
+
 def test_invall_reads_the_configuration_of_one_vcpus_lpis(started):
     g = started
     g.configure(FIRST, FIRST + 1, byte=0)

@@ -103,6 +103,9 @@ def set_pending(vgic: Vgic, lpi: Lpi, pending: bool) -> None:
     """A message came, or the CLEAR command."""
     with vgic.lock:
         lpi.pending_latch = pending
+        if vgic.vm.observer is not None:
+            cpu = lpi.target.vcpu.vcpu_id if lpi.target is not None else -1
+            vgic.vm.observe("irq-line", intid=lpi.intid, level=int(pending), vcpu=cpu)
         vgic.update(lpi)
 
 
