@@ -15,13 +15,11 @@ ROUNDS = 3
 
 
 def _scenarios() -> tuple[Scenario, ...]:
-    """Without the interrupt controller, which the software KVM does not have, so that both do the same work."""
     from kvm2.lab import bundled
-    from kvm2.lab.scenarios import select
 
     record = bundled.record(HOST)
     assert record is not None
-    return bundled.without_waiting(select(bundled.scenarios(4096), (), bundled.WITHOUT_VGIC), record)
+    return bundled.without_waiting(bundled.scenarios(4096), record)
 
 
 def _machine() -> None:
