@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvm2.abi import ioctls
 from kvm2.abi.vm2 import (
@@ -36,17 +36,19 @@ NO_CREATE_VM2 = (
 )
 
 
-def open(host: str | Path, *, working_caps: bool = False) -> Kvm:
+def open(host: str | Path, *, working_caps: bool = False, guest_ids: Literal["profile", "core"] = "profile") -> Kvm:
     """A `Kvm` on a described host: its name ("apple-m1"), or the path of a TOML file of yours.
 
     With `working_caps` it announces only the capabilities and features that the software KVM executes.
+    `guest_ids` "core" shows guests no feature that the software KVM's core does not execute, whatever userspace reads;
+    operating systems need it. A real KVM shows what it has.
     HostError where there is no such host (with the nearest names), or its file says something wrong.
 
     >>> with open("apple-m1") as kvm:
     ...     kvm.check_extension("ARM_VM_IPA_SIZE")
     36
     """
-    return Kvm(backend_of(host, working_caps), str(host))
+    return Kvm(backend_of(host, working_caps, guest_ids), str(host))
 
 
 class Kvm(X86Kvm):

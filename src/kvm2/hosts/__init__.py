@@ -42,7 +42,7 @@ def is_real(host: str | Path) -> bool:
     return str(host) in REAL
 
 
-def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
+def backend_of(host: str | Path, working_caps: bool = False, guest_ids: str = "profile") -> Backend:
     """Who answers for a host, before /dev/kvm is opened on it. EnvironmentFault where this machine's KVM cannot be."""
     if is_real(host):
         if working_caps:
@@ -52,7 +52,7 @@ def backend_of(host: str | Path, working_caps: bool = False) -> Backend:
         return seen(open_real(between=seen))
     from kvm2.hosts.soft import open_soft
 
-    return seen(open_soft(host, working_caps))
+    return seen(open_soft(host, working_caps, guest_ids))
 
 
 def host_names() -> list[str]:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from kvm2.softkvm.stage2_format import Format
 
 
-def open_soft(host: str | Path, working_caps: bool = False) -> SoftKvm:
-    """The software KVM of a described host; each call is a new machine."""
+def open_soft(host: str | Path, working_caps: bool = False, guest_ids: str = "profile") -> SoftKvm:
+    """The software KVM of a described host; each call is a new machine. `guest_ids`: as `kvm2.open` has it."""
     from kvm2.softkvm import profile
     from kvm2.softkvm.door import SoftKvm
 
@@ -23,7 +23,7 @@ def open_soft(host: str | Path, working_caps: bool = False) -> SoftKvm:
         from kvm2.softkvm.working import working
 
         described = working(described)
-    return SoftKvm(described)
+    return SoftKvm(described, guest_ids=guest_ids)
 
 
 def profile_of(backend: Backend) -> Profile | None:

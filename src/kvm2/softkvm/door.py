@@ -11,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING, Protocol
 
 from kvm2.errors import KvmError
+from kvm2.softkvm import guest_ids as ids
 from kvm2.softkvm.memory import ProcessMemory
 from kvm2.softkvm.system import System
 from kvm2.softkvm.vcpu_fd import VcpuFd
@@ -41,6 +42,7 @@ class SoftKvm:
     """One described host's `/dev/kvm`, in this process.
 
     Descriptors are plain numbers that belong to this object and are never used twice. Any thread may call any method.
+    `guest_ids` is what guests are shown of the ID registers (`softkvm.guest_ids`): "profile" or "core".
     A process that inherits the object by fork gets EIO from VMs and vCPUs that it did not make, as from the kernel.
 
     >>> from kvm2.softkvm import profile
@@ -51,8 +53,8 @@ class SoftKvm:
     >>> kvm.close(fd)
     """
 
-    def __init__(self, profile: Profile, memory: Memory | None = None) -> None:
-        self.profile = profile
+    def __init__(self, profile: Profile, memory: Memory | None = None, guest_ids: str = ids.PROFILE) -> None:
+        self.profile, self.guest_ids = profile, ids.checked(guest_ids)
         self.memory = memory if memory is not None else ProcessMemory()
         self._numbers = itertools.count(FIRST_FD)
         self._files: dict[int, File] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kvm2.abi import sysregs as sr
-from kvm2.softkvm import registers_sys, sysregs_cache, sysregs_id, sysregs_pmu
+from kvm2.softkvm import guest_ids, registers_sys, sysregs_cache, sysregs_id, sysregs_pmu
 from kvm2.softkvm.sysregs_table import SysReg, invariants, table
 from kvm2.softkvm.timers import PHYSICAL
 
@@ -58,9 +58,11 @@ def _plain(vcpu: Vcpu, reg: SysReg, write: bool, value: int) -> int | None:
 def _id(vcpu: Vcpu, reg: SysReg, write: bool, value: int) -> int | None:
     if write:
         return None
-    if reg.enc == sr.CTR_EL0 and sysregs_id.fixed(vcpu.vm):
-        return sysregs_cache.hardware_ctr(vcpu)
-    return sysregs_id.read(vcpu, reg)
+    vm = vcpu.vm
+    found = sysregs_cache.hardware_ctr(vcpu) if reg.enc == sr.CTR_EL0 and sysregs_id.fixed(vm) else None
+    if found is None:
+        found = sysregs_id.read(vcpu, reg)
+    return found if vm.guest_ids == guest_ids.PROFILE else guest_ids.lower(reg.enc, found, vm.core_model(vcpu))
 
 
 def _host_read_only(vcpu: Vcpu, reg: SysReg, write: bool, value: int) -> int | None:

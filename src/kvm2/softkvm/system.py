@@ -47,7 +47,9 @@ class System:
     def _install(self, config: VmConfig | Configuring | int) -> int:
         if isinstance(config, int):
             return config  # a dry run: 0, which is not a descriptor
-        return self.door.install(VmFd(Vm(self.profile, self.memory, config), self.door))
+        vm = Vm(self.profile, self.memory, config)
+        vm.guest_ids = self.door.guest_ids
+        return self.door.install(VmFd(vm, self.door))
 
     def release(self) -> None:
         """Nothing to give back: VMs live on their own."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kvm2.abi import caps
 from kvm2.abi.sysregs import ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
 from kvm2.errors import KvmError
-from kvm2.softkvm import process
+from kvm2.softkvm import guest_ids, process
 from kvm2.softkvm.bus import Bus
 from kvm2.softkvm.cpu.walk import FETCH, READ, TRANSLATION, WRITE
 from kvm2.softkvm.eventfds import Eventfds
@@ -67,6 +67,7 @@ class Vm:
         self.eventfds = Eventfds()
         self.observer: Callable[[str, dict[str, int]], None] | None = None  # is told of each interrupt
         self.return_nisv_to_user = False
+        self.guest_ids = guest_ids.PROFILE  # what guests are shown of the ID registers
         self.last_core: Core | None = None
         self.code_generation = 0
         self.code_pages: set[int] = set()  # granules of the client's memory from which the guest has executed
@@ -228,17 +229,22 @@ class Vm:
             self.dead = f"{error.reason}; at KVM_RUN that ends the VM (as in the kernel): make a new one"
             raise KvmError(error.errno or errno.EINVAL, self.dead) from None
 
+    def has_pauth(self, vcpu: Vcpu) -> bool:
+        """Protected KVM keeps pointer authentication from every guest, whatever it says of the feature."""
+        return bool(vcpu.features & PTRAUTH) and self.profile.mode != "protected"
+
+    def core_model(self, vcpu: Vcpu) -> str:
+        """The A72 model knows Armv8.0 only, and is faster; whatever the guest is shown beyond needs the other one."""
+        atomics = self.profile.registers.get(ID_AA64ISAR0_EL1, 0) >> ATOMIC_SHIFT & 0xF
+        return "max" if vcpu.has_sve() or self.has_pauth(vcpu) or atomics else "a72"
+
     def make_core(self, vcpu: Vcpu, on_trap: Callable[[], bool], soft: bool) -> Core:
         """An emulated core that shows what this vCPU may see: model, identity, vector lengths, stage 2. With `soft`
         Python does all its translation."""
         from kvm2.softkvm.cpu.core import Core
         from kvm2.softkvm.vgic import icc
 
-        # Protected KVM keeps pointer authentication from every guest, whatever it says of the feature.
-        sve, pauth = vcpu.has_sve(), bool(vcpu.features & PTRAUTH) and self.profile.mode != "protected"
-        atomics = self.profile.registers.get(ID_AA64ISAR0_EL1, 0) >> ATOMIC_SHIFT & 0xF
-        # The A72 model knows Armv8.0 only, and is faster; whatever the guest is shown beyond needs the other one.
-        model = "max" if sve or pauth or atomics else "a72"
+        sve, pauth, model = vcpu.has_sve(), self.has_pauth(vcpu), self.core_model(vcpu)
         # The core walks tables up to 48 bits. Beyond, Python says what an access is, or does all the walking.
         walk = self.soft_walk if soft or self.profile.pa_bits > CORE_IPA_BITS else None
         core = Core(
