@@ -150,8 +150,10 @@ class VcpuTimers:
             if len(set(numbers)) != len(numbers):
                 raise KvmError(errno.EINVAL, f"the timers' interrupts are {numbers}: each needs its own")
             for timer in self.timers:
+                # Without VHE the physical timer is emulated (get_timer_map).
+                hw = timer.kind == VIRTUAL or self.vcpu.vm.profile.mode == "vhe"
                 try:
-                    vgic.set_owner(self.vcpu.gic, numbers[timer.kind], timer)
+                    vgic.set_owner(self.vcpu.gic, numbers[timer.kind], timer, hw)
                 except KvmError as error:
                     raise KvmError(errno.EINVAL, f"interrupt of a timer: {error.reason}") from None
         for timer in self.timers:

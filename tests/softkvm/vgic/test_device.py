@@ -154,6 +154,14 @@ def test_the_cpu_interfaces_registers_are_kept_as_written_until_the_vcpu_runs(v3
     assert [v3.get(SYSREGS, enc) for enc in registers] == [0xF0, 2, 3, 0x8C00, 7]
 
 
+def test_the_active_state_of_the_timers_interrupts_is_the_machines_own_once_the_vcpu_ran(v3: Gic) -> None:
+    timers, other = 1 << 27 | 1 << 30, 1 << 20
+    assert v3.set(REDIST, 0x10300, timers | other) == "" and v3.redist(0, 0x10300) == timers | other
+    assert v3.set(REDIST, 0x10380, timers | other) == "" and v3.run(0) == ""
+    assert v3.set(REDIST, 0x10300, timers | other) == "" and v3.redist(0, 0x10300) == other
+    assert v3.set(REDIST, 1 << 32 | 0x10300, timers) == "" and v3.redist(1, 0x10300) == timers
+
+
 def test_what_the_cpu_interface_cannot_have_is_refused(v3: Gic) -> None:
     for enc, value, expected in (
         (sr.ICC_CTLR_EL1, 0x8C03, ""),

@@ -31,6 +31,7 @@ class Irq:
         "edge",
         "enabled",
         "group",
+        "hw",
         "intid",
         "line_level",
         "mpidr",
@@ -55,6 +56,7 @@ class Irq:
         self.source = self.active_source = 0
         # A device of the kernel whose input this is (a timer, the PMU): userspace cannot inject it then.
         self.owner: object = None
+        self.hw = False  # an interrupt of the host is behind it (a timer's): its active state is not userspace's
 
     @property
     def pending(self) -> bool:

@@ -241,6 +241,8 @@ def _read_active(access: Access) -> int:
 def _change_active(access: Access, value: int, active: bool) -> None:
     """vgic_mmio_change_active. Who sent an active SGI is not known: the one that writes, or vCPU 0."""
     for irq in access.chosen(value):
+        if irq.hw and access.user:
+            continue
         irq.active = active
         if active and _is_v2_sgi(access, irq):
             irq.active_source = 0 if access.user else access.cpu.vcpu.vcpu_id

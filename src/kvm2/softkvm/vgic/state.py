@@ -227,15 +227,16 @@ class Vgic:
                 self.vm.observe("irq-line", intid=intid, level=int(level), vcpu=cpu.vcpu.vcpu_id if cpu else -1)
             self.update(irq)
 
-    def set_owner(self, cpu: VgicCpu, intid: int, owner: object) -> None:
-        """kvm_vgic_set_owner: a device of the kernel takes an interrupt; EEXIST where another one has it."""
+    def set_owner(self, cpu: VgicCpu, intid: int, owner: object, hw: bool = False) -> None:
+        """kvm_vgic_set_owner: a device of the kernel takes an interrupt; EEXIST where another one has it. `hw` is
+        kvm_vgic_map_phys_irq."""
         with self.lock:
             irq = self.irq(cpu, intid)
             if irq is None or intid < NR_SGIS:
                 raise KvmError(errno.EINVAL, f"interrupt {intid} cannot be a device's: PPIs and SPIs of this vGIC can")
             if irq.owner is not None and irq.owner is not owner:
                 raise KvmError(errno.EEXIST, f"interrupt {intid} is another device's already")
-            irq.owner = owner
+            irq.owner, irq.hw = owner, hw
 
     def send_sgi(self, to: VgicCpu, intid: int, group1: bool) -> None:
         """vgic_v3_queue_sgi: an SGI from one vCPU to another; a group 1 request does not reach a group 0 interrupt."""
