@@ -6,10 +6,13 @@ import struct
 import threading
 import time
 
+import pytest
+
 import kvm2
 from kvm2.abi import ioctls
 from kvm2.abi import its as abi
 from kvm2.abi.structs_irq import KVM_MSI_VALID_DEVID, Msi
+from kvm2.errors import KvmError
 from kvm2.exits import Mmio
 
 from .rig import flat
@@ -71,7 +74,7 @@ class Its:
         self.vm = vm
         vm.map(RAM, 8 << 20)
         self.vcpus = [vm.create_vcpu(number) for number in range(vcpus)]
-        gic, its = vm.create_device("vgic-v3"), vm.create_device("vgic-its")
+        gic, its = self.gic, self.its = vm.create_device("vgic-v3"), vm.create_device("vgic-its")
         gic.set_device_attr(ADDR, 2, DIST.to_bytes(8, "little"))
         gic.set_device_attr(ADDR, 3, REDIST.to_bytes(8, "little"))
         its.set_device_attr(ADDR, 4, ITS.to_bytes(8, "little"))
@@ -150,6 +153,10 @@ def test_messages_wake_vcpus_that_wait():
         deadline = time.monotonic() + 60
         while any(its.taken(number, 1) == [0] for number in range(vcpus)) and time.monotonic() < deadline:
             time.sleep(0.001)
+        for device, control in ((its.its, 1), (its.its, 2), (its.its, 4), (its.gic, 3)):
+            with pytest.raises(KvmError) as refusal:
+                device.set_device_attr(CTRL, control)
+            assert refusal.value.name == "EBUSY"  # the vCPUs run
 
         def messages(first: int) -> None:
             for event in range(vcpus + first, lpis, 2):
