@@ -118,6 +118,7 @@ class Execution:
             with self.vm.run_lock:
                 self.close()
             self.core, self._soft = self.vm.make_core(vcpu, self.trap, soft), soft
+            self.core.watch_code(self._drop_code)
             self.debug.attach()
             vcpu.dirty = True
         if vcpu.dirty:
@@ -242,11 +243,14 @@ class Execution:
             self._lock.release()
         return True
 
-    def _drop_code(self, va: int) -> None:
+    def _drop_code(self, va: int | None) -> None:
         """IC IVAU: no core of the VM keeps what it translated from this cache line. None of the others runs now."""
-        hva = self.core.host_address(va)
+        hva = self.core.host_address(va) if va is not None else None
         if hva is None:
             self.vm.forget_code()
+            self.core.stop()  # out and in again
+            return
+        if hva >> self.vm.format.page_shift not in self.vm.code_pages:
             return
         for other in self.vm.executions:
             if other.core is not None:
@@ -342,15 +346,10 @@ class Execution:
         enc = (
             (iss >> 20 & 3) << 14 | (iss >> 14 & 7) << 11 | (iss >> 10 & 15) << 7 | (iss >> 1 & 15) << 3 | iss >> 17 & 7
         )
-        if enc in CACHE_MAINTENANCE:
-            if enc == IC_IVAU:
-                self._drop_code(core.x[target] if target != 31 else 0)
-            elif enc != DC_CVAU:
-                self.vm.forget_code()
-                core.pc += 4
-                return False  # out and in again, without what was translated
+        if enc in INVALIDATE_ALL:
+            self.vm.forget_code()
             core.pc += 4
-            return True
+            return False  # out and in again, without what was translated
         operand = core.x[target] if target != 31 and not read else 0
         value = self.vcpu.guest_sysreg(enc, not read, operand)
         if value is None:
@@ -366,5 +365,4 @@ def _sys(op1: int, crm: int, op2: int) -> int:
     return 1 << 14 | op1 << 11 | 7 << 7 | crm << 3 | op2
 
 
-IC_IALLUIS, IC_IALLU, IC_IVAU, DC_CVAU = _sys(0, 1, 0), _sys(0, 5, 0), _sys(3, 5, 1), _sys(3, 11, 1)
-CACHE_MAINTENANCE = frozenset({IC_IALLUIS, IC_IALLU, IC_IVAU, DC_CVAU})  # what HCR_EL2.TPU traps
+INVALIDATE_ALL = frozenset({_sys(0, 1, 0), _sys(0, 5, 0)})  # IC IALLUIS, IC IALLU

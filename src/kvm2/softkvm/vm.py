@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from kvm2.abi import caps
-from kvm2.abi.sysregs import ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
+from kvm2.abi.sysregs import CTR_EL0, ID_AA64ISAR0_EL1, MIDR_EL1, MPIDR_EL1
 from kvm2.errors import KvmError
 from kvm2.softkvm import guest_ids, process
 from kvm2.softkvm.bus import Bus
@@ -259,7 +259,7 @@ class Vm:
         if model == "max":
             vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
             core.set_sve(vqs if sve else None)
-        core.set_traps(smp=True)
+        core.set_cache_type(vcpu.guest_read(CTR_EL0) or 0)
         core.set_wfe_trap(len(self.vcpus) > 1)
         vcpu.timers.attach(core)
         icc.define(core, vcpu)

@@ -114,6 +114,7 @@ class Core(CoreSettings):
         """Free the core (about 1 ms); it must not be running."""
         self._gate.close()
         self._defined.close()
+        self._untrapped.close()
         self._yields.close()
         self._tlbi.close()
         self._handler.close()

@@ -14,6 +14,7 @@ from kvm2.softkvm.cpu.hcr import HypervisorConfig
 from kvm2.softkvm.cpu.instance import Instance
 from kvm2.softkvm.cpu.stop import StopGate
 from kvm2.softkvm.cpu.transfer import Transfer
+from kvm2.softkvm.cpu.untrapped import Untrapped
 
 if TYPE_CHECKING:
     from kvm2.softkvm.cpu.state import CpuState
@@ -37,6 +38,7 @@ class CoreSettings:
         self.sctlr = instance.cell(reg.SCTLR_EL1)
         self._registers = sysregs.Overrides(instance, self._gate)
         self._defined = Definitions(instance, self._gate, self._fail)
+        self._untrapped = Untrapped(instance, self._fail)
         self._sve = False
         self._native_stage2 = True
 
@@ -168,6 +170,16 @@ class CoreSettings:
     def set_traps(self, smp: bool) -> None:
         """With several vCPUs, trap IC IVAU, IC IALLU and DC CVAU (EC 0x18): each core has its own translated code."""
         self._hcr.set(inst.HCR_TPU, smp)
+
+    def set_cache_type(self, ctr: int) -> None:
+        """CTR_EL0 without a trap: a constant from now on. Before the first `run`."""
+        self._untrapped.cache_type(ctr)
+        self._hcr.set(inst.HCR_TID2, False)
+
+    def watch_code(self, changed: Callable[[int | None], None]) -> None:
+        """`changed(va)` is called at IC IVAU; IC IALLU still traps, DC CVAU does nothing. Instead of `set_traps`, which
+        costs a trap for each of them. None stands for an address that is not known. Before the first `run`."""
+        self._untrapped.code(changed)
 
     # ---- state
 
