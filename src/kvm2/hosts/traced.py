@@ -6,6 +6,7 @@ One `Tracer` may wrap several backends that stand on each other: calls made on b
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections import deque
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvm2.abi import ioctls, show_ioctl
+from kvm2.abi import ioctls, onereg, show_ioctl
 from kvm2.abi.exits import EXIT_REASON_OFFSET, KVM_EXIT_MEMORY_FAULT
 from kvm2.abi.ioctls import KVM_RUN
+from kvm2.abi.structs import OneReg
 from kvm2.errors import KvmError
 from kvm2.hosts.backend import Runner
 from kvm2.softkvm.memory import ProcessMemory
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from kvm2.abi.show import Record, Value
     from kvm2.hosts.backend import Backend
 
+PC = onereg.core("regs.pc")
 # What a descriptor is that an ioctl returns, by what its row says of the result.
 _MADE = {"a VM fd": "vm", "a vCPU fd": "vcpu", "a statistics fd": "stats", "a guest_memfd": "guest_memfd"}
 
@@ -39,6 +42,7 @@ class Call:
     `on` names the descriptor ("vcpu#1.0": vCPU 0 of vm#1). `name` is the ioctl's, or its number in
     the form of a macro; `argument`, `output` and `exit` are for `abi.show`.
     `result` is None where the call was refused (`error`) or did not come back (`stopped` says what interrupted it).
+    `pc`: where the guest stood at an exit, where that was asked for.
     `made` names a new descriptor, `made_fd` is its number. `seconds` is how long whoever answers took.
     """
 
@@ -53,6 +57,7 @@ class Call:
     made_fd: int = -1
     output: Value | None = None
     exit: Record | None = None
+    pc: int | None = None
     error: KvmError | None = None
     stopped: str = ""
     findings: tuple[Finding, ...] = ()
@@ -61,14 +66,33 @@ class Call:
     inner: tuple[Call, ...] = ()
 
 
-class Tracer:
-    """Wraps backends, and gives `sink` every outermost call once it has come back. Any thread may call."""
+@dataclass(frozen=True)
+class Event:
+    """Something that happened inside the software KVM: an interrupt (`what` is "irq-line", "irq-ack", "irq-eoi", "sgi",
+    ...) of the VM or vCPU `on`, with its numbers."""
 
-    def __init__(self, sink: Callable[[Call], None]) -> None:
+    what: str
+    on: str
+    facts: dict[str, int]
+    thread: str = ""
+
+
+class Tracer:
+    """Wraps backends, and gives `sink` every outermost call once it has come back. Any thread may call.
+
+    With `events`, a software KVM's interrupts go there, in the same order; a kernel has none to tell. With `pcs`, the
+    guest's PC is read after each exit.
+    """
+
+    def __init__(
+        self, sink: Callable[[Call], None], *, events: Callable[[Event], None] | None = None, pcs: bool = False
+    ) -> None:
         self._sink = sink
+        self._events = events
+        self.pcs = pcs
         # A handle may be collected, and so closed, while its own thread is in here or in the sink.
         self._lock = threading.RLock()
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[Call | Event] = deque()
         self._telling = False
         self._local = threading.local()
         self._counts: dict[str, int] = {}
@@ -92,16 +116,35 @@ class Tracer:
         if stack:
             stack[-1].append(call)
             return
+        self._tell(call)
+
+    def _tell(self, what: Call | Event) -> None:
         with self._lock:
-            self._waiting.append(call)
+            self._waiting.append(what)
             if self._telling:
                 return
             self._telling = True
             try:
                 while self._waiting:
-                    self._sink(self._waiting.popleft())
+                    one = self._waiting.popleft()
+                    if isinstance(one, Call):
+                        self._sink(one)
+                    elif self._events is not None:
+                        self._events(one)
             finally:
                 self._telling = False
+
+    def observe(self, vm: object, name: str) -> None:
+        """Hear of a software VM's interrupts, from now on."""
+        if self._events is None or not hasattr(vm, "observer"):
+            return
+
+        def observer(what: str, facts: dict[str, int]) -> None:
+            number = facts.get("vcpu", -1)
+            on = f"vcpu#{name.partition('#')[2]}.{number}" if number >= 0 else name
+            self._tell(Event(what, on, facts, _thread()))
+
+        vm.observer = observer
 
     def _stack(self) -> list[list[Call]]:
         stack: list[list[Call]] = self._local.__dict__.setdefault("stack", [])
@@ -114,6 +157,12 @@ class Tracer:
         with self._lock:
             self._counts[kind] = self._counts.get(kind, 0) + 1
             return f"{_prefix(kind)}{self._counts[kind]}"
+
+
+def _thread() -> str:
+    """The name of a thread, if it is not the main one."""
+    thread = threading.current_thread()
+    return "" if thread is threading.main_thread() else thread.name
 
 
 def _prefix(kind: str) -> str:
@@ -145,9 +194,7 @@ class Traced:
     @contextmanager
     def _call(self, **facts: Any) -> Iterator[_Open]:
         """One call, told when it is over, however it ends."""
-        thread = threading.current_thread()
-        if thread is not threading.main_thread():
-            facts["thread"] = thread.name
+        facts["thread"] = _thread()
         opened = _Open(facts, self._tracer.begin(), time.perf_counter())
         try:
             yield opened
@@ -172,6 +219,9 @@ class Traced:
         name = known[-1] if known else self._tracer.name(kind, parent, number)
         self._known[fd] = self._tracer.latest[fd] = (kind, name)
         opened.facts |= {"made": name, "made_fd": fd}
+        inspect = getattr(self._inner, "inspect", None)
+        if kind == "vm" and inspect is not None:
+            self._tracer.observe(inspect(fd), name)
 
     def open(self) -> int:
         """A new descriptor of /dev/kvm."""
@@ -243,7 +293,20 @@ class Traced:
             facts["seconds"] = time.perf_counter() - opened.start
             if area is not None and ("result" in facts or _is_memory_fault(area)):
                 facts["exit"] = show_ioctl.exit_of(area, self._arch)
+                if self._tracer.pcs:
+                    facts["pc"] = self._pc(fd)
         return int(facts["result"])
+
+    def _pc(self, fd: int) -> int | None:
+        if self._arch != "arm64":
+            return None
+        value = ctypes.c_uint64()
+        asked = ctypes.create_string_buffer(OneReg(PC, ctypes.addressof(value)).pack())
+        try:
+            self._inner.ioctl(fd, ioctls.KVM_GET_ONE_REG, ctypes.addressof(asked))
+        except KvmError:
+            return None
+        return value.value
 
     def _area(self, fd: int) -> memoryview | None:
         area = self._areas.get(fd)

@@ -15,10 +15,14 @@ from kvm2.abi import exits, show
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvm2.hosts.traced import Call
+    from kvm2.board.symbols import Symbols
+    from kvm2.hosts.traced import Call, Event
 
 SCHEMA = "kvm2.trace/1"
 INDENT = "    "
+WITHIN_A_KERNEL = "are the kernel's own affair and not in the trace"
+# What boards for KVM use private interrupts for (the device tree of `board.linux`, as of QEMU and kvmtool).
+_PPIS = {23: "PMU", 25: "vGIC maintenance", 27: "virtual timer", 30: "physical timer"}
 _WAYS = {exits.KVM_EXIT_IO_IN: "in", exits.KVM_EXIT_IO_OUT: "out"}
 
 
@@ -38,13 +42,22 @@ class Ran(NamedTuple):
 class Report:
     """A sink for a `Tracer`: writes a line, or several, for every call; `finish` writes what is still held back."""
 
-    def __init__(self, write: Callable[[str], object], *, as_json: bool = False, summary: bool = False) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        *,
+        as_json: bool = False,
+        summary: bool = False,
+        symbols: Symbols | None = None,
+    ) -> None:
         self._write = write
+        self._symbols = symbols
         self._json = as_json
         self._summary = summary
         self._held: dict[str, Ran] = {}
         self._over = False
         self.calls = 0
+        self.exit_code = 0  # for whoever calls `finish`
 
     def __call__(self, call: Call) -> None:
         """One call. After `finish` nothing is written: handles that somebody still holds are closed some time."""
@@ -60,6 +73,21 @@ class Report:
         self._flush()
         self._call(call)
 
+    def event(self, event: Event) -> None:
+        """An interrupt, of a software KVM that was asked for them."""
+        if not self._over:
+            self._flush()
+            self._line(json.dumps(event_dict(event)) if self._json else event_text(event))
+
+    def start(self, host: str, *, interrupts: bool) -> None:
+        """The first line: whose trace it is, and what is in it."""
+        source = self._symbols.source if self._symbols is not None else None
+        if self._json:
+            first = {"schema": SCHEMA, "event": "start", "host": host, "interrupts": interrupts, "symbols": source}
+            return self._line(json.dumps(first))
+        what = "ioctls, exits and interrupts" if interrupts else f"ioctls and exits; interrupts {WITHIN_A_KERNEL}"
+        return self._line(f"# {host}: {what}" + (f"; symbols of {source}" if source else ""))
+
     def _flush(self) -> None:
         for ran in self._held.values():
             if ran.total == 1:
@@ -69,7 +97,8 @@ class Report:
         self._held.clear()
 
     def _call(self, call: Call) -> None:
-        self._line(json.dumps(call_dict(call)) if self._json else "\n".join(call_lines(call)))
+        symbol = None if call.pc is None or self._symbols is None else self._symbols.name(call.pc)
+        self._line(json.dumps(call_dict(call, symbol)) if self._json else "\n".join(call_lines(call, symbol=symbol)))
 
     def _line(self, text: str) -> None:
         self._write(text + "\n")
@@ -122,9 +151,9 @@ def ran_text(ran: Ran) -> str:
     return f"{ran.first.on} KVM_RUN x {ran.total} => {counted} <{ran.seconds:.6f}>"
 
 
-def call_lines(call: Call, indent: str = "") -> list[str]:
+def call_lines(call: Call, indent: str = "", symbol: str | None = None) -> list[str]:
     """The line of a call; below it, further in, its findings or its reason, and the calls that were made for it."""
-    lines = [indent + _call_text(call)]
+    lines = [indent + _call_text(call, symbol)]
     lines += [f"{indent}{INDENT}{finding.name:<10} {finding.path}: {finding}" for finding in call.findings]
     if call.error is not None and not call.findings and call.error.reason:
         lines.append(f"{indent}{INDENT}{call.error.reason}")
@@ -133,7 +162,7 @@ def call_lines(call: Call, indent: str = "") -> list[str]:
     return lines
 
 
-def _call_text(call: Call) -> str:
+def _call_text(call: Call, symbol: str | None) -> str:
     where = " ".join(part for part in (call.thread and f"[{call.thread}]", call.on) if part)
     argument = "" if call.argument is None else show.text(call.argument)
     if isinstance(call.argument, bytes):
@@ -143,6 +172,8 @@ def _call_text(call: Call) -> str:
         text += f" => {show.text(call.output)}"
     if call.exit is not None:
         text += f" => {show.text(call.exit)}"
+    if call.pc is not None:
+        text += f" at {symbol or hex(call.pc)}"
     return f"{text} <{call.seconds:.6f}>"
 
 
@@ -157,10 +188,49 @@ def result_text(call: Call) -> str:
     return "" if call.result is None else f" = {show.text(call.result)}"
 
 
+def event_text(event: Event) -> str:
+    """`vcpu#1.0 irq-ack intid=27 (PPI 11, virtual timer)`."""
+    values = " ".join(_fact(key, value) for key, value in event.facts.items() if key != "vcpu")
+    where = " ".join(part for part in (event.thread and f"[{event.thread}]", event.on) if part)
+    return f"{where} {event.what} {values}".rstrip()
+
+
+def _fact(key: str, value: int) -> str:
+    if key == "intid":
+        return f"intid={value} ({interrupt_name(value)})"
+    return f"{key}={value if -10 < value < 10 else hex(value)}"
+
+
+def interrupt_name(intid: int) -> str:
+    """What an interrupt of the GIC is, by its number.
+
+    >>> [interrupt_name(intid) for intid in (3, 27, 40, 1023, 8193)]
+    ['SGI 3', 'PPI 11, virtual timer', 'SPI 8', 'none', 'LPI 8193']
+    """
+    if intid < 16:
+        return f"SGI {intid}"
+    if intid < 32:
+        known = _PPIS.get(intid)
+        return f"PPI {intid - 16}" + (f", {known}" if known else "")
+    if intid >= 8192:
+        return f"LPI {intid}"
+    return "none" if 1020 <= intid < 1024 else f"SPI {intid - 32}"
+
+
 # -- JSON
 
 
-def call_dict(call: Call) -> dict[str, Any]:
+def event_dict(event: Event) -> dict[str, Any]:
+    """The JSON object of an interrupt."""
+    shown: dict[str, Any] = {"schema": SCHEMA, "event": "interrupt", "name": event.what, "on": event.on, **event.facts}
+    if "intid" in event.facts:
+        shown["interrupt"] = interrupt_name(event.facts["intid"])
+    if event.thread:
+        shown["thread"] = event.thread
+    return shown
+
+
+def call_dict(call: Call, symbol: str | None = None) -> dict[str, Any]:
     """The JSON object of a call; calls made for it are in `inner`, in the same form."""
     shown: dict[str, Any] = {"schema": SCHEMA, "event": call.what, "on": call.on, "name": call.name}
     if call.what == "ioctl":
@@ -171,6 +241,8 @@ def call_dict(call: Call) -> dict[str, Any]:
         shown["output"] = show.plain(call.output)
     if call.exit is not None:
         shown["exit"] = show.plain(call.exit)
+    if call.pc is not None:
+        shown |= {"pc": call.pc, "symbol": symbol}
     if call.error is not None:
         shown |= {"errno": call.error.name, "reason": call.error.reason}
     if call.stopped:
