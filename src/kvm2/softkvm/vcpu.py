@@ -214,7 +214,7 @@ class Vcpu:
         if self.irq_input or self.fiq_input or self.gic.irq_line or self.gic.fiq_line:
             return True
         vgic = self.vm.vgic
-        if vgic is None or not self.gic.listed:
+        if vgic is None or not (self.gic.listed or self.gic.lpis.members):
             return False
         with vgic.lock:
             return self.gic.interface.has_pending()

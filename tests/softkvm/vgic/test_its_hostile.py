@@ -47,7 +47,7 @@ def consistent(g: Guest) -> None:
     for intid, lpi in g.vgic.lpis.items():
         assert lpi.references == counted.get(intid, 0)
         listed = lpi.target if g.vgic.enabled and lpi.enabled and lpi.pending_latch else None
-        assert lpi.cpu is listed and (listed is None or listed.listed[intid] is lpi)
+        assert lpi.cpu is listed and (listed is None or listed.lpis.members[intid] is lpi)
 
 
 def address(rng: random.Random) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm2.softkvm.vgic import lpi
+from kvm2.softkvm.vgic import lpi, lpi_queue
 
 from .its_guest import (
     FIRST,
@@ -204,3 +204,18 @@ def test_guest_memory_across_slots_and_beyond():
         assert refused(guest_memory.read, g.soft, end + 0xFFF, 2) == "EFAULT"
         reader = guest_memory.PageReader(g.soft)
         assert reader.byte(end) == ord("d") and refused(reader.byte, end + 0x1000) == "EFAULT"
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0, 0x20, 0xA0, None])), max_size=200))
+def test_the_queue_finds_the_first_whatever_comes_and_goes(steps):
+    queue, made = lpi_queue.LpiQueue(), {}
+    for number, priority in steps:
+        irq = made.setdefault(number, lpi.Lpi(FIRST + number, None))
+        if priority is None:
+            queue.remove(irq)
+        else:
+            irq.priority = priority
+            queue.add(irq)
+        expected = min(queue.members.values(), key=lambda irq: (irq.priority, irq.intid), default=None)
+        assert queue.first() is expected
+        assert len(queue._heap) <= 2 * len(queue.members) + lpi_queue.SLACK

@@ -92,6 +92,9 @@ class CpuInterface:
                 continue
             if best is None or (irq.priority, irq.intid) < (best.priority, best.intid):
                 best = irq
+        lpi = self._cpu.lpis.first()
+        if lpi is not None and self.grpen1 and (best is None or lpi.priority < best.priority):
+            return lpi
         return best
 
     def _signalled(self, irq: Irq | None) -> bool:
@@ -102,7 +105,7 @@ class CpuInterface:
 
     def lines(self) -> tuple[bool, bool]:
         """(IRQ, FIQ): what the interface signals to its vCPU."""
-        if not self._cpu.listed:
+        if not self._cpu.listed and not self._cpu.lpis.members:
             return False, False
         irq = self._highest()
         if irq is None or not self._signalled(irq):
@@ -112,6 +115,9 @@ class CpuInterface:
 
     def has_pending(self) -> bool:
         """kvm_vgic_vcpu_pending_irq: whether WFI ends, which the running priority does not matter for."""
+        lpi = self._cpu.lpis.first()
+        if lpi is not None and lpi.priority < self.pmr:
+            return True
         return any(
             irq.pending and irq.enabled and not irq.active and irq.priority < self.pmr
             for irq in self._cpu.listed.values()

@@ -102,6 +102,8 @@ def retarget(vgic: Vgic, lpi: Lpi, target: VgicCpu | None) -> None:
 def set_pending(vgic: Vgic, lpi: Lpi, pending: bool) -> None:
     """A message came, or the CLEAR command."""
     with vgic.lock:
+        if lpi.pending_latch == pending:
+            return
         lpi.pending_latch = pending
         if vgic.vm.observer is not None:
             cpu = lpi.target.vcpu.vcpu_id if lpi.target is not None else -1
@@ -207,10 +209,9 @@ def disable_lpis(cpu: VgicCpu) -> None:
     """GICR_CTLR.EnableLPIs becomes 0: what was pending here is lost (vgic_flush_pending_lpis)."""
     vgic = cpu.vgic
     with vgic.lock:
-        for irq in list(cpu.listed.values()):
-            if irq.intid >= MIN_LPI:
-                irq.pending_latch = False
-                vgic.update(irq)
+        for irq in list(cpu.lpis.members.values()):
+            irq.pending_latch = False
+            vgic.update(irq)
         for its in vgic.vm.itses:
             its.forget_translations()
         cpu.lpis_enabled = False

@@ -19,6 +19,7 @@ from kvm2.softkvm.vgic import regions
 from kvm2.softkvm.vgic.cpuif import CpuInterface
 from kvm2.softkvm.vgic.irq import MAX_SPI, MIN_LPI, NR_PRIVATE_IRQS, NR_SGIS, Irq
 from kvm2.softkvm.vgic.lpi import INITIAL_PENDBASER, INITIAL_PROPBASER
+from kvm2.softkvm.vgic.lpi_queue import LpiQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,13 +39,15 @@ MPIDR_AFFINITY: Final = 0xFF00FFFFFF
 class VgicCpu:
     """What one vCPU has of the interrupt controller (`struct vgic_cpu`).
 
-    `irqs` are its SGIs and PPIs; `listed` those of all kinds that are pending and enabled or active here.
+    `irqs` are its SGIs and PPIs; `listed` those, and SPIs, that are pending and enabled or active here, `lpis` the
+    LPIs that are pending and enabled.
     """
 
     def __init__(self, vcpu: Vcpu) -> None:
         self.vcpu = vcpu
         self.irqs: list[Irq] = []
         self.listed: dict[int, Irq] = {}
+        self.lpis = LpiQueue()
         self.interface = CpuInterface(self)
         self.irq_line = self.fiq_line = False  # what the vCPU was last told
         # The redistributor's frame, and what its LPI registers hold.
@@ -185,11 +188,16 @@ class Vgic:
         if to is not old:
             irq.cpu = to
             if old is not None:
-                old.listed.pop(irq.intid, None)
+                if irq.intid < MIN_LPI:
+                    old.listed.pop(irq.intid, None)
+                else:
+                    old.lpis.remove(irq)
                 old.refresh()
-            if to is not None:
-                to.listed[irq.intid] = irq
         if to is not None:
+            if irq.intid < MIN_LPI:
+                to.listed[irq.intid] = irq
+            else:
+                to.lpis.add(irq)
             to.refresh()
 
     def update_all(self) -> None:
