@@ -6,6 +6,7 @@ guest the process died of. The emulator's C code may crash; what must never happ
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -18,7 +19,14 @@ import time
 import zlib
 
 import kvm2
-from kvm2.errors import KvmError
+from kvm2.board.bus import Bus
+from kvm2.board.gic import has_device, make_gic
+from kvm2.board.pl011 import Pl011
+from kvm2.board.pl031 import Pl031
+from kvm2.board.virtio.console import Console
+from kvm2.board.virtio.mmio import VirtioMmio
+from kvm2.board.virtio.rng import Rng
+from kvm2.errors import KvmError, UsageError
 from kvm2.exits import Interrupted, Mmio, Nisv
 
 BUDGET = 0.03  # seconds of a guest
@@ -197,6 +205,33 @@ class Guest:
             self.system["SCTLR_EL1"] = 0x30D0_0801 | rng.choice((0, 4))
         return self.biased_words()
 
+    def interrupts(self) -> list[int]:
+        """The CPU interface's and the timers' registers, WFI, and accesses of every frame and device of the board."""
+        rng, words = self.rng, []
+        for _ in range(250):
+            register = rng.choice(
+                (
+                    0x0C << 12 | rng.choice((8, 9, 11, 12)) << 8 | rng.randrange(8) << 5,  # ICC_*_EL1
+                    0x4 << 12 | 6 << 8,  # ICC_PMR_EL1
+                    3 << 16 | 0xE << 12 | rng.choice((0, 2, 3)) << 8 | rng.randrange(3) << 5,  # CNT*_EL0
+                )
+            )
+            words.append(0xD510_0000 | 1 << 20 | 1 << 19 | rng.getrandbits(1) << 21 | register | rng.randrange(28))
+            # movz, movk: the address of a register; then any plain access.
+            base, offset = rng.choice(BOARD), rng.choice((rng.randrange(0x1000), rng.randrange(0x20000))) & -4
+            address = base + offset
+            words.append(0xD280_0000 | (address & 0xFFFF) << 5 | 28)
+            words.append(0xF2A0_0000 | (address >> 16) << 5 | 28)
+            words.append(
+                rng.choice((0x3900_0000, 0x7900_0000, 0xB900_0000, 0xF900_0000))
+                | rng.getrandbits(1) << 22 | 28 << 5 | rng.randrange(28)
+            )  # fmt: skip
+            if rng.random() < 0.2:
+                words.append(
+                    rng.choice((0xD503_207F, 0xD503_42FF, 0xD503_42DF, 0xD503_205F))
+                )  # WFI, DAIFClr, -Set, WFE
+        return words
+
     system: dict[str, int] = {}
     usable = False
 
@@ -217,7 +252,65 @@ class Guest:
         return struct.pack(f"<{len(entries)}Q", *entries)
 
 
-KINDS = ("random_words", "biased_words", "self_modifying", "mmio", "calls", "waiting", "hostile_tables", "biased_words")
+KINDS = (
+    *("random_words", "biased_words", "self_modifying", "mmio", "calls", "waiting", "hostile_tables", "biased_words"),
+    *("interrupts", "interrupts"),
+)
+# Distributor, ITS, redistributors (or a GICv2's interface), UART, clock, virtio slots.
+BOARD = (
+    0x0800_0000,
+    0x0801_0000,
+    0x0808_0000,
+    0x0809_0000,
+    0x080A_0000,
+    0x080B_0000,
+    0x0900_0000,
+    0x0901_0000,
+) + tuple(0x0A00_0000 + 0x200 * slot for slot in range(4))
+
+
+class GuestMemory:
+    """The guest's RAM, as devices see it."""
+
+    def __init__(self, gpa: int, ram: memoryview) -> None:
+        self.gpa, self.ram = gpa, ram
+
+    def _at(self, gpa: int, size: int) -> int:
+        if not self.gpa <= gpa <= self.gpa + RAM_SIZE - size:
+            raise UsageError(f"{size:#x} bytes at {gpa:#x}: no memory")
+        return gpa - self.gpa
+
+    def read(self, gpa: int, size: int) -> bytes:
+        at = self._at(gpa, size)
+        return bytes(self.ram[at : at + size])
+
+    def write(self, gpa: int, data: bytes) -> None:
+        at = self._at(gpa, len(data))
+        self.ram[at : at + len(data)] = data
+
+
+class Machine:
+    """A GIC of some version and the board's devices, around a VM whose vCPU is made already."""
+
+    def __init__(self, vm: object, rng: random.Random, memory: GuestMemory) -> None:
+        self.vm, self.rng = vm, rng
+        version = rng.choice([number for number in (2, 3) if has_device(vm, f"vgic-v{number}")])
+        self.gic = make_gic(vm, 1, 96, version)
+        self.bus = Bus()
+        self.bus.add(0x0900_0000, Pl011(lambda byte: None, self.line(1)), "uart", 1)
+        self.bus.add(0x0901_0000, Pl031(self.line(2)), "rtc", 2)
+        for slot, device in enumerate((Rng(), Console(lambda data: None), Rng())):
+            self.bus.add(0x0A00_0000 + 0x200 * slot, VirtioMmio(device, memory, self.line(16 + slot)), f"v{slot}", 16)
+
+    def line(self, spi: int) -> object:
+        return lambda level: self.vm.irq_line(1 << 24 | 32 + spi, level)
+
+    def provoke(self) -> None:
+        """An interrupt that comes from outside, of any number, perhaps of none."""
+        rng = self.rng
+        number = rng.choice((rng.randrange(1100), rng.getrandbits(32), 2 << 24 | rng.randrange(40)))
+        with contextlib.suppress(KvmError):
+            self.vm.irq_line(number, rng.random() < 0.7)
 
 
 def load(guest: Guest, canary: Canary, vcpu: object, kind: str) -> None:
@@ -240,7 +333,7 @@ def load(guest: Guest, canary: Canary, vcpu: object, kind: str) -> None:
         vcpu.set_reg(name, value)
 
 
-def play(guest: Guest, vcpu: object, watchdog: Watchdog) -> str:
+def play(guest: Guest, vcpu: object, watchdog: Watchdog, machine: Machine | None) -> str:
     """Runs until something ends the guest; what did."""
     rng = guest.rng
     watchdog.deadline, watchdog.vcpu = time.monotonic() + BUDGET, vcpu
@@ -256,6 +349,10 @@ def play(guest: Guest, vcpu: object, watchdog: Watchdog) -> str:
             if isinstance(exit, Nisv):
                 vcpu.regs.pc = (vcpu.regs.pc + 4) % (1 << 64)
             elif isinstance(exit, Mmio):
+                if machine is not None:
+                    machine.provoke()
+                    if machine.bus.answer(exit):
+                        continue
                 if not 1 <= exit.size <= 8 or exit.address >> 52:
                     return f"WRONG {exit!r}"
                 if not exit.is_write:
@@ -297,9 +394,10 @@ def main(seed: int, first: int, count: int) -> None:
             vcpu.init(["psci_0_2", *optional])
             if "sve" in optional:
                 vcpu.finalize("sve")
+            machine = Machine(vm, rng, GuestMemory(gpa, canary.ram)) if kind == "interrupts" else None
             load(guest, canary, vcpu, kind)
             start = time.monotonic()
-            ended = play(guest, vcpu, watchdog)
+            ended = play(guest, vcpu, watchdog, machine)
             took = time.monotonic() - start
         intact = canary.checksum() == canary.sum
         say(guest=number, ended=ended, seconds=round(took, 3), intact=intact)
