@@ -258,15 +258,9 @@ KINDS = (
 )
 # Distributor, ITS, redistributors (or a GICv2's interface), UART, clock, virtio slots.
 BOARD = (
-    0x0800_0000,
-    0x0801_0000,
-    0x0808_0000,
-    0x0809_0000,
-    0x080A_0000,
-    0x080B_0000,
-    0x0900_0000,
-    0x0901_0000,
-) + tuple(0x0A00_0000 + 0x200 * slot for slot in range(4))
+    *(0x0800_0000, 0x0801_0000, 0x0808_0000, 0x0809_0000, 0x080A_0000, 0x080B_0000, 0x0900_0000, 0x0901_0000),
+    *(0x0A00_0000 + 0x200 * slot for slot in range(4)),
+)
 
 
 class GuestMemory:
