@@ -128,6 +128,17 @@ def test_a_level_is_pending_while_it_is_high_or_latched(v3: Gic) -> None:
     assert v3.read(word + 0x200) == 0
 
 
+def test_the_bus_has_room_for_a_thousand_devices_and_a_region_that_finds_none_is_not_there(v3: Gic) -> None:
+    with machine("v3", (0, 1)) as gic:
+        bus = gic.soft.bus
+        for number in range(999):
+            bus.add(0x1000_0000 + number, 1, gic.soft.vgic)
+        assert gic.set(0, 3, OTHER_AT) == "ENOSPC", "room for one redistributor, and there are two vCPUs"
+        assert gic.get(0, 3) == (1 << 64) - 1 and bus.at(OTHER_AT, 4) == []
+        bus.remove(gic.soft.vgic)
+        assert gic.set(0, 3, OTHER_AT) == "" and len(bus.at(OTHER_AT + RD, 4)) == 1
+
+
 def test_a_gicv2_says_what_it_is(v2: Gic) -> None:
     assert v2.read(DIST_AT) == 1 and v2.read(DIST_AT + 4) == 1 << 5 | 7 and v2.read(DIST_AT + 8) == 0x4B00343B
     assert v2.read(OTHER_AT + 0xFC) == 0x2043B

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import kvm2
 from kvm2.abi import vgic_attrs as va
 
 from .gic import (
@@ -191,6 +192,10 @@ def test_no_vcpu_after_initialisation_and_none_beyond_a_gicv2s_eight() -> None:
     with machine("v2", range(8)) as gic:
         assert refused(gic.vm.create_vcpu, 8) == "EINVAL"
         assert gic.vm.check_extension("MAX_VCPUS") == 8
+    with kvm2.open("ls2088") as kvm, kvm.create_vm2() as vm:
+        vcpus = [vm.create_vcpu(number) for number in range(9)]
+        assert refused(vm.create_device, "vgic-v2") == "E2BIG" and len(vcpus) == 9
+        assert refused(vm.create_device, "vgic-v3") == ""
     with machine("v3") as gic:
         assert gic.vm.check_extension("MAX_VCPUS") == 512
     with machine("v3", ()) as gic:

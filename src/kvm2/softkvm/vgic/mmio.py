@@ -202,7 +202,13 @@ def _disable(access: Access, value: int) -> None:
 def _read_pending(access: Access) -> int:
     # Userspace saves the latch and the line of a GICv3's interrupts separately (LEVEL_INFO).
     latch_only = access.user and access.vgic.model == "v3"
-    return _bits([irq.pending_latch if latch_only else irq.pending for irq in access.irqs()])
+    return _bits([_is_pending(irq, access.user, latch_only) for irq in access.irqs()])
+
+
+def _is_pending(irq: Irq, user: bool, latch_only: bool) -> bool:
+    if irq.hw and not user:
+        return irq.line_level  # the input of the host's interrupt, whatever was latched
+    return irq.pending_latch if latch_only else irq.pending
 
 
 def _is_v2_sgi(access: Access, irq: Irq) -> bool:

@@ -153,7 +153,13 @@ def register(vgic: Vgic, cpu: VgicCpu) -> None:
     cpu.rd_base = region.base + region.free_index * KVM_VGIC_V3_REDIST_SIZE
     region.free_index += 1
     cpu.rd_frame = OwnedFrame(REGISTERS, cpu)
-    vgic.vm.bus.add(cpu.rd_base, KVM_VGIC_V3_REDIST_SIZE, cpu.rd_frame)
+    try:
+        vgic.vm.bus.add(cpu.rd_base, KVM_VGIC_V3_REDIST_SIZE, cpu.rd_frame)
+    except KvmError:
+        region.free_index -= 1
+        cpu.rd_region = cpu.rd_frame = None
+        cpu.rd_base = VGIC_ADDR_UNDEF
+        raise
 
 
 def _unregister(vgic: Vgic, cpu: VgicCpu) -> None:
