@@ -72,14 +72,15 @@ def _run_image(
     from kvm2.cli import choosing
     from kvm2.cli.console import Console
     from kvm2.cli.making import call_of, make_vm, spec_of
-    from kvm2.cli.run_attached import attached
+    from kvm2.cli.run_attached import attached, traced
     from kvm2.kvm import open as open_host
 
     call = call_of(wanted, spec_of(wanted))
     data = read_file(Path(guest)) if guest is not None else b""
     of_guest = architecture_of(data)
     console = Console(live=not as_json)
-    with open_host(choosing.host_for(host, of_guest), working_caps=working_caps) as kvm:
+    name = choosing.host_for(host, of_guest)
+    with traced(wanted, name) as ended, open_host(name, working_caps=working_caps) as kvm:
         choosing.check_runs(kvm, Path(guest or "").name, of_guest)
         arch = kvm.arch
         spec = spec_of(wanted, choosing.default_memory(arch))
@@ -104,7 +105,7 @@ def _run_image(
                 raise KeyboardInterrupt from None
             console.close()
             _report(kvm, machine, result, guest, as_json)
-    return 0 if result.ok else 1
+        return ended(0 if result.ok else 1)
 
 
 def _demo(arch: str) -> tuple[str, bytes]:

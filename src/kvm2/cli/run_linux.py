@@ -16,7 +16,7 @@ from kvm2.cli.console import HELP, ROOM, Console, Escapes, Input, RawTerminal, i
 from kvm2.cli.linux_options import GICS, devices_of
 from kvm2.cli.main import FAILED
 from kvm2.cli.render import emit
-from kvm2.cli.run_attached import attached
+from kvm2.cli.run_attached import attached, traced
 from kvm2.cli.run_command import CommandOutput
 from kvm2.cli.run_report import as_dict, show
 from kvm2.cli.run_snapshot import UNFINISHED, machine_of, read_snapshot, save_to
@@ -73,12 +73,12 @@ def run_linux(
     terminal = not as_json and not words and input_descriptor() is not None and os.isatty(0)
     command = CommandOutput(Console(live=not as_json)) if words else None
     boot = boot_of(words, command.token if command else "", terminal, wanted)
-    with open_host(name, working_caps=working_caps) as kvm:
+    with traced(wanted, name) as ended, open_host(name, working_caps=working_caps) as kvm:
         choosing.check_runs(kvm, boot.shown, "arm64")
         run = Run(kvm, boot, spec_for(kvm, wanted), call, cpus, wanted, as_json)
         if command is not None:
-            return run.command(words, command)
-        return run.interactive() if terminal else run.piped()
+            return ended(run.command(words, command))
+        return ended(run.interactive() if terminal else run.piped())
 
 
 def boot_of(words: tuple[str, ...], token: str, terminal: bool, wanted: dict[str, Any]) -> Boot:

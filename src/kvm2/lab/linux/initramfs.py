@@ -28,9 +28,9 @@ BUSYBOX_MEMBER = "usr/bin/busybox"
 SETTINGS = "etc/kvm2"
 MARK = "\x1e"  # RECORD SEPARATOR: what surrounds the output of a command
 
-# busybox's shell prefers its own poweroff, halt and reboot to any file, and these only signal the first process. A
-# signal is taken when what the first process waits for has ended, so the shell is waited for in the background. What
-# the shell runs in the background would have /dev/null as its input, so the console is named.
+# busybox's shell prefers its own poweroff, halt and reboot to any file, and these only signal the first process. It
+# would take a signal no sooner than its child has ended, so the shell is none: start-stop-daemon forks it away, and it
+# says in /run/ended that it has. (With `&` it would ignore Ctrl-C for ever.)
 INIT = """#!/bin/sh
 export PATH=/bin HOME=/root TERM=linux PS1='kvm2:\\w# '
 mount -t devtmpfs dev /dev
@@ -83,8 +83,10 @@ if [ -n "$KVM2_COMMAND" ]; then
 fi
 [ -n "$KVM2_ROWS" ] && stty rows $KVM2_ROWS cols $KVM2_COLUMNS
 [ -n "$KVM2_PLAIN" ] && stty -echo
-setsid cttyhack sh $KVM2_SHELL < /dev/console > /dev/console 2>&1 &
-wait $!
+mkfifo /run/ended
+exec 3<> /run/ended
+start-stop-daemon -S -b -p /run/shell -a /bin/setsid -- cttyhack sh -c "sh $KVM2_SHELL; echo > /run/ended"
+read -r line <&3
 end poweroff
 """
 
