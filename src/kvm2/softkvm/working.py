@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 
     from kvm2.softkvm.profile import Profile
 
-# The interrupt controller, debug exceptions, statistics, dirty rings; AArch32, the PMU and MTE.
+# Debug exceptions, statistics, dirty rings; AArch32, the PMU and MTE.
 NOT_WORKING = frozenset(
     {
-        caps.KVM_CAP_IRQCHIP,
-        caps.KVM_CAP_ARM_SET_DEVICE_ADDR,
-        caps.KVM_CAP_ARM_USER_IRQ,
-        caps.KVM_CAP_DEVICE_CTRL,
         caps.KVM_CAP_SET_GUEST_DEBUG,
         caps.KVM_CAP_SET_GUEST_DEBUG2,
         caps.KVM_CAP_GUEST_DEBUG_HW_BPS,
@@ -56,5 +52,4 @@ def working(profile: Profile) -> Profile:
         vm_caps=kept(profile.vm_caps),
         enable_caps=profile.enable_caps - NOT_WORKING,
         features=profile.features - {EL1_32BIT, PMU_V3},
-        gic=(),
     )
