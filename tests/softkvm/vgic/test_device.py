@@ -162,6 +162,27 @@ def test_the_active_state_of_the_timers_interrupts_is_the_machines_own_once_the_
     assert v3.set(REDIST, 1 << 32 | 0x10300, timers) == "" and v3.redist(1, 0x10300) == timers
 
 
+def test_interrupts_that_were_restored_go_on_where_they_were(v3: Gic) -> None:
+    """As vgic_irq.c's `test_restore_active`: active, pending and enabled state, active priorities, then the guest."""
+    bits = 0b111 << 8
+    for at, value in ((0x104, bits), (0x304, 0b011 << 8), (0x204, 0b110 << 8), (0, 2)):
+        assert v3.set(DIST, at, value) == ""
+    for enc, value in ((sr.ICC_PMR_EL1, 0xF8), (sr.ICC_IGRPEN1_EL1, 1), (sr.ICC_AP1R0_EL1, 1 << 2 | 1 << 4)):
+        assert v3.set(SYSREGS, enc, value) == ""
+    assert v3.set(DIST, 0x428, 0xF7_2010) == "" and v3.get(DIST, 0x428) == 0xF0_2010, "five bits of priority"
+    cpu = v3.soft.vgic.cpus()[0]
+    face = cpu.interface
+    assert face.running() == 0x10 and not cpu.irq_line, "40 is active at 0x10, 41 at 0x20"
+    face.end(1, 40)
+    assert face.running() == 0x20 and not cpu.irq_line and v3.get(DIST, 0x304) == 1 << 9
+    face.end(1, 41)
+    assert cpu.irq_line and face.acknowledge(1) == (41, 0), "it was active and pending"
+    face.end(1, 41)
+    assert face.acknowledge(1) == (42, 0) and face.running() == 0xF0
+    face.end(1, 42)
+    assert v3.get(DIST, 0x304) == v3.get(DIST, 0x204) == 0 and not cpu.irq_line
+
+
 def test_what_the_cpu_interface_cannot_have_is_refused(v3: Gic) -> None:
     for enc, value, expected in (
         (sr.ICC_CTLR_EL1, 0x8C03, ""),
