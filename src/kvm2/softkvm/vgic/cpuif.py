@@ -60,8 +60,12 @@ class CpuInterface:
 
     def load(self) -> None:
         """vgic_v3_load: before the vCPU runs, values that userspace restored become what the interface implements."""
-        self.pmr &= PRIORITY_MASK
-        self.bpr0, self.bpr1 = max(self.bpr0, BPR_MIN - 1), max(self.bpr1, BPR_MIN)
+        vgic = self._cpu.vcpu.vm.vgic
+        if vgic is not None:
+            with vgic.lock:
+                self.pmr &= PRIORITY_MASK
+                self.bpr0, self.bpr1 = max(self.bpr0, BPR_MIN - 1), max(self.bpr1, BPR_MIN)
+                self._cpu.refresh()
 
     # ---- priorities
 
