@@ -182,6 +182,17 @@ def test_addresses():
             mac_address(wrong)
 
 
+def test_frames_wait_while_the_device_is_held(guest, wire):
+    guest.offer(1)
+    with guest.driver.frame.held():
+        thread = threading.Thread(target=wire.deliver, args=([FRAME],), daemon=True)
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive() and guest.received() == [] and guest.driver.frame.state()["interrupts"] == 0
+    thread.join(PATIENCE)
+    assert guest.received() == [FRAME]
+
+
 def test_a_snapshot_keeps_the_address(guest, wire):
     saved = guest.driver.frame.state()
     other = VirtioMmio(Net(Wire(up=False)), FakeMemory(), Line())

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from kvm2.abi.findings import Finding
 from kvm2.board.linux import LinuxMachine
 from kvm2.board.snapshot import file, vcpus
 from kvm2.board.snapshot.gic import GicState
+from kvm2.board.virtio.mmio import VirtioMmio
 from kvm2.errors import KvmError, UsageError
 from kvm2.spec import MemoryRange, VmSpec
 
@@ -35,7 +37,10 @@ def save(machine: LinuxMachine, path: Path, notes: dict[str, Any] | None = None)
     `notes` (JSON-able) are kept beside it, for whoever restores: which files were its disks. KvmError where the host
     refuses to give a state; UsageError where the file cannot be written.
     """
-    with machine.paused():
+    with machine.paused(), ExitStack() as still:
+        for device in machine.devices.values():
+            if isinstance(device, VirtioMmio):  # a network's thread writes into memory while no vCPU runs
+                still.enter_context(device.held())
         gic = GicState(machine.gic, machine.vcpus).save()  # first: it writes LPIs' states into guest memory
         state = {
             "kind": KIND,

@@ -265,6 +265,12 @@ class VirtioMmio:
 
     # -- snapshots
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is done inside, by whatever thread: memory, registers and `state` belong to the same moment."""
+        with self._locked():
+            yield
+
     def state(self) -> dict[str, Any]:
         """Registers, queues and the device's own state, as JSON values."""
         with self._lock:
