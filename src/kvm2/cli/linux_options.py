@@ -58,6 +58,10 @@ _OPTIONS: dict[str, Callable[..., Any]] = {
         help="A network card, its other end unix:PATH, tcp:HOST:PORT or dgram:A,B (QEMU's -netdev); repeatable.",
     ),
     "gic": click.option("--gic", type=click.Choice(tuple(GICS)), help="Interrupt controller. [default: auto]"),
+    "id_registers": click.option(
+        "--id-registers", type=click.Choice(("core", "profile")),
+        help="What the guest is shown: what the emulated core executes of the host's features, or all. [default: core]",
+    ),
     "dtb_out": click.option("--dtb-out", type=_FILE, help="Write the device tree here as well."),
     "save": click.option("--save", type=_FILE, help="Snapshot, by Ctrl-a s, and at Ctrl-a x, --timeout or Ctrl-C."),
     "restore": click.option("--restore", type=_FILE, help="Go on where this snapshot was taken."),

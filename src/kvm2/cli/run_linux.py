@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from kvm2.cli.console import HELP, ROOM, Console, Escapes, Input, RawTerminal, input_descriptor
 from kvm2.cli.linux_options import GICS, devices_of
@@ -73,7 +73,9 @@ def run_linux(
     terminal = not as_json and not words and input_descriptor() is not None and os.isatty(0)
     command = CommandOutput(Console(live=not as_json)) if words else None
     boot = boot_of(words, command.token if command else "", terminal, wanted)
-    with traced(wanted, name) as ended, open_host(name, working_caps=working_caps) as kvm:
+    # A Linux that is shown more uses it, and stops.
+    shown: Literal["core", "profile"] = wanted["id_registers"] or "core"
+    with traced(wanted, name) as ended, open_host(name, working_caps=working_caps, guest_ids=shown) as kvm:
         choosing.check_runs(kvm, boot.shown, "arm64")
         run = Run(kvm, boot, spec_for(kvm, wanted), call, cpus, wanted, as_json)
         if command is not None:
@@ -158,6 +160,8 @@ class Run:
     machine: LinuxMachine | None = None
     boots: int = 0
     left: bool = False
+    quiet: bool = False  # a command's output is all that anybody wants
+    lowered: list[str] = field(default_factory=list)
     last: LinuxMachine = field(init=False)  # the one of the last boot, also when it has ended
 
     # -- the three ways to run
@@ -193,7 +197,7 @@ class Run:
 
     def command(self, words: tuple[str, ...], output: CommandOutput) -> int:
         """One command: its output and its status; 1 with the guest's last words where it has none."""
-        self.wanted["no_reboot"] = True
+        self.wanted["no_reboot"], self.quiet = True, True
         result = self._run_guarded(output.console, output.put)
         if self.as_json:
             emit("run", {**self._as_dict(result), "command": output.as_dict(words)}, ok=output.status == 0)
@@ -257,6 +261,8 @@ class Run:
             with self._made(sink) as machine:
                 self.machine, self.last = machine, machine
                 self.boots += 1
+                if self.boots == 1:
+                    self._say_lowered(machine)
                 try:
                     if self.left:
                         machine.finish(LEFT, "Ctrl-a x", 0)
@@ -272,6 +278,18 @@ class Run:
             if result.ended != "reset" or self.wanted["no_reboot"] or self.boot.kernel is None:
                 return result
             console.flush()
+
+    def _say_lowered(self, machine: LinuxMachine) -> None:
+        """What the guest is shown less of than the host has: said where somebody reads it."""
+        from kvm2.hosts.soft import lowered_for
+
+        self.lowered = [str(one) for one in lowered_for(self.kvm.backend, machine.vcpus[0].fd)]
+        if self.lowered and not self.as_json and not self.quiet:
+            names = ", ".join(sorted({one.split(" ")[0].partition(".")[2] for one in self.lowered}))
+            _say_raw(
+                f"not shown to the guest, as the emulated core does not execute it: {names} (--json has the values, "
+                "--id-registers profile shows all)"
+            )
 
     def _save_at_end(self, machine: LinuxMachine, ended: str) -> None:
         if self.wanted["save"] is not None and ended in UNFINISHED:
@@ -316,7 +334,7 @@ class Run:
         return 0 if ok else FAILED
 
     def _as_dict(self, result: RunResult) -> dict[str, Any]:
-        linux = {"append": self.boot.append, "gic": self.last.gic.version, "boots": self.boots}
+        linux = {"append": self.boot.append, "gic": self.last.gic.version, "boots": self.boots, "lowered": self.lowered}
         return {**as_dict(self.kvm, self.last, result, self.boot.shown), "linux": linux}
 
 
@@ -330,7 +348,8 @@ def write_file(path: Path, data: bytes) -> None:
 
 def _say_raw(text: str) -> None:
     """Words for people whose terminal may be raw."""
-    print(f"\r\nkvm2: {text}", end="\r\n", file=sys.stderr, flush=True)
+    raw = input_descriptor() is not None and os.isatty(0)
+    print(f"\r\nkvm2: {text}\r" if raw else f"kvm2: {text}", file=sys.stderr, flush=True)
 
 
 def _help() -> None:

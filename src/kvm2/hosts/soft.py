@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from kvm2.hosts.backend import Backend
     from kvm2.softkvm.door import SoftKvm
+    from kvm2.softkvm.guest_ids import Lowered
     from kvm2.softkvm.profile import Profile
     from kvm2.softkvm.stage2_format import Format
 
@@ -47,3 +48,15 @@ def format_of(backend: Backend, fd: int) -> Format | None:
     if inspect is None:
         return None
     return cast("Format | None", getattr(inspect(fd), "format", None))
+
+
+def lowered_for(backend: Backend, fd: int) -> list[Lowered]:
+    """What the guest of the vCPU behind a descriptor is shown less of than its host has; none on other hosts, and where
+    guests are shown the host's own ID registers."""
+    from kvm2.softkvm.guest_ids import CORE, lowered
+
+    profile, inspect = profile_of(backend), getattr(backend, "inspect", None)
+    if profile is None or inspect is None:
+        return []
+    vcpu = inspect(fd)
+    return lowered(profile, vcpu.vm.core_model(vcpu)) if vcpu.vm.guest_ids == CORE else []

@@ -62,7 +62,7 @@ LONG = [
 
 def boot(files: LinuxFiles, case: Case, **options: Any) -> None:
     spec = VmSpec(physaddr_bits=case.bits, memory=memory(case.base), sve=case.sve)  # type: ignore[arg-type]
-    with kvm2.open(case.host) as kvm, Session(kvm, files, spec, cpus=case.cpus, **options) as linux:
+    with kvm2.open(case.host, guest_ids="core") as kvm, Session(kvm, files, spec, cpus=case.cpus, **options) as linux:
         linux.wait_for_prompt(SECONDS)
         assert linux.command("uname -r", SECONDS) == (f"{files.version}\n", 0)
         assert linux.command("nproc", SECONDS) == (f"{case.cpus}\n", 0)
@@ -103,7 +103,7 @@ def test_a_disk_is_made_mounted_and_written(debian: Files, flavour: str, tmp_pat
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(16 * MIB))
     data = "".join(f"line {number}\n" for number in range(500))
-    with kvm2.open("cortex-a72-4k") as kvm:
+    with kvm2.open("cortex-a72-4k", guest_ids="core") as kvm:
         options = {"virtio": [Blk(disk), Rng()]}
         with Session(kvm, debian(flavour), VmSpec(physaddr_bits="auto", memory=memory()), **options) as linux:
             linux.wait_for_prompt(SECONDS)
@@ -124,7 +124,7 @@ def test_a_disk_is_made_mounted_and_written(debian: Files, flavour: str, tmp_pat
 @pytest.mark.slow
 def test_reboot_is_a_reset(debian: Files) -> None:
     spec = VmSpec(physaddr_bits="auto", memory=memory())
-    with kvm2.open("cortex-a72-4k") as kvm, Session(kvm, debian("6.12-4k"), spec) as linux:
+    with kvm2.open("cortex-a72-4k", guest_ids="core") as kvm, Session(kvm, debian("6.12-4k"), spec) as linux:
         linux.wait_for_prompt(SECONDS)
         linux.send("reboot\n")
         assert linux.wait_for_end(SECONDS).ended == "reset"
