@@ -16,10 +16,6 @@ from kvm2.abi.structs import (
 )
 from kvm2.abi.vgic_attrs import VGIC_V2_MAX_CPUS
 from kvm2.errors import KvmError
-from kvm2.softkvm.vfio import VfioDevice
-from kvm2.softkvm.vgic.device_v2 import VgicV2Device
-from kvm2.softkvm.vgic.device_v3 import VgicV3Device
-from kvm2.softkvm.vgic.its_device import ItsDevice
 from kvm2.softkvm.vgic.state import Vgic
 
 if TYPE_CHECKING:
@@ -109,7 +105,20 @@ def create_irqchip(vm: Vm) -> int:
     return 0
 
 
+def set_device_addr(vm: Vm, arg: int) -> int:
+    """KVM_ARM_SET_DEVICE_ADDR: the older way to place a GICv2."""
+    from kvm2.softkvm.vgic import device_v2
+
+    return device_v2.set_device_addr(vm, arg)
+
+
 def _create(vm: Vm, kind: str) -> KernelDevice:
+    # Imported where they are needed: most VMs that are made have no device.
+    from kvm2.softkvm.vfio import VfioDevice
+    from kvm2.softkvm.vgic.device_v2 import VgicV2Device
+    from kvm2.softkvm.vgic.device_v3 import VgicV3Device
+    from kvm2.softkvm.vgic.its_device import ItsDevice
+
     if kind == "vfio":
         return VfioDevice(vm)
     if kind == "its":

@@ -30,7 +30,6 @@ from kvm2.softkvm import (
 )
 from kvm2.softkvm.limits import unknown_on_vm
 from kvm2.softkvm.vcpu_fd import VcpuFd
-from kvm2.softkvm.vgic.device_v2 import set_device_addr
 
 if TYPE_CHECKING:
     from kvm2.softkvm.door import SoftKvm
@@ -154,7 +153,7 @@ _ARM64: dict[int, Method] = {
     io.KVM_CREATE_VCPU: VmFd._create_vcpu,
     io.KVM_CREATE_DEVICE: VmFd._create_device,
     io.KVM_CREATE_IRQCHIP: lambda fd, arg: devices.create_irqchip(fd.vm),
-    io.KVM_ARM_SET_DEVICE_ADDR: lambda fd, arg: set_device_addr(fd.vm, arg),
+    io.KVM_ARM_SET_DEVICE_ADDR: lambda fd, arg: devices.set_device_addr(fd.vm, arg),
     io.KVM_ENABLE_CAP: VmFd._enable_cap,
     io.KVM_SET_USER_MEMORY_REGION: VmFd._set_memory,
     io.KVM_GET_DIRTY_LOG: VmFd._get_dirty_log,

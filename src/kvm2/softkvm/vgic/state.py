@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Final
 from kvm2.abi.sysregs import MPIDR_EL1
 from kvm2.abi.vgic_attrs import VGIC_ADDR_UNDEF
 from kvm2.errors import KvmError
-from kvm2.softkvm.vgic import regions
 from kvm2.softkvm.vgic.cpuif import CpuInterface
 from kvm2.softkvm.vgic.irq import MAX_SPI, MIN_LPI, NR_PRIVATE_IRQS, NR_SGIS, Irq
-from kvm2.softkvm.vgic.lpi import INITIAL_PENDBASER, INITIAL_PROPBASER
 from kvm2.softkvm.vgic.lpi_queue import LpiQueue
 
 if TYPE_CHECKING:
@@ -95,6 +93,8 @@ class Vgic:
     """
 
     def __init__(self, vm: Vm, model: str) -> None:
+        from kvm2.softkvm.vgic.lpi import INITIAL_PROPBASER
+
         self.vm, self.model = vm, model
         self.lock = threading.RLock()
         self.initialized = self.ready = False
@@ -124,6 +124,8 @@ class Vgic:
 
     def init(self) -> None:
         """vgic_init: the interrupts of the distributor and of each vCPU. Nothing where it was done."""
+        from kvm2.softkvm.vgic.lpi import INITIAL_PENDBASER
+
         if self.initialized:
             return
         if not self.nr_spis:
@@ -150,6 +152,8 @@ class Vgic:
 
     def add_cpu(self, cpu: VgicCpu) -> None:
         """kvm_vgic_vcpu_init: a vCPU that is made after the vGIC; EINVAL where its redistributor has no place."""
+        from kvm2.softkvm.vgic import regions
+
         cpu.allocate()
         if self.model == "v3":
             regions.register(self, cpu)
