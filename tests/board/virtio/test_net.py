@@ -198,6 +198,10 @@ def test_a_snapshot_keeps_the_address(guest, wire):
     other = VirtioMmio(Net(Wire(up=False)), FakeMemory(), Line())
     other.restore(saved)
     assert other.device.mac == mac_address(MAC) and other.read(0x106, 2) == 0
+    assert other.read(0x60, 4) == 2, "the link is down now: the driver is told"
+    same = VirtioMmio(Net(Wire()), FakeMemory(), Line())
+    same.restore(saved)
+    assert same.read(0x106, 2) == 1 and same.read(0x60, 4) == 0
 
 
 # -- sockets

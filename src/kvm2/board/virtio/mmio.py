@@ -281,6 +281,7 @@ class VirtioMmio:
                 "driver_features": self.driver_features,
                 "fault": self.fault,
                 "generation": self._generation,
+                "config": self._config.hex(),
                 "selected": [self._device_sel, self._driver_sel, self._queue_sel],
                 "queues": [queue.state() for queue in self.queues],
                 "device": self.device.state(),
@@ -312,6 +313,9 @@ class VirtioMmio:
                 _number(selected, name, 32) for name in ("device", "driver", "queue")
             )
             self._config = self.device.config()
+            if state.get("config") != self._config.hex():
+                # Another terminal's size, or nobody at the other end of the cable: the driver does not know yet.
+                self.config_changed()
 
     def close(self) -> None:
         """Give back the device's threads and files."""

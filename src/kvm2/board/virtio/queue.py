@@ -28,7 +28,7 @@ INDEX = 0xFFFF
 """Ring indices count on and wrap at 16 bits."""
 
 MAX_CHAIN_BYTES = 1 << 32
-"""Section 2.7.4.2: no chain is longer in total."""
+"""Section 2.7.5.2: no chain is longer in total."""
 ADDRESS_END = 1 << 64
 # One notification does at most this much, so that a vCPU's thread comes back; the rest is done when the driver
 # acknowledges the interrupt that it gets for the first part.
