@@ -128,8 +128,8 @@ def _create(vm: Vm, kind: str) -> KernelDevice:
 
 
 def _create_vgic(vm: Vm, kind: str) -> Vgic:
-    """kvm_vgic_create: EBUSY while a vCPU runs or after one ran, EEXIST for a second vGIC, E2BIG with more vCPUs than it
-    serves."""
+    """kvm_vgic_create: EBUSY while a vCPU runs or after one ran, EEXIST for a second vGIC, E2BIG with more vCPUs than
+    it serves."""
     with vm.vcpus_held():
         if vm.vgic is not None:
             raise KvmError(errno.EEXIST, f"this VM has a vGIC{vm.irqchip} already")
