@@ -215,7 +215,11 @@ class Run:
     def feed(self, data: bytes) -> None:
         """Input for the guest; between two boots there is nobody to take it."""
         if (machine := self.machine) is not None:
-            machine.feed(data)
+            try:
+                machine.feed(data)
+            except Kvm2Error:
+                if machine is self.machine:  # else it has just ended
+                    raise
 
     def waiting(self) -> int:
         """How much input the guest has not read."""
