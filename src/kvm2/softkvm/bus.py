@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kvm2.errors import KvmError
@@ -43,9 +44,10 @@ class Bus:
     def __init__(self) -> None:
         # (start, end, device) in the kernel's order, in which those that share addresses are asked.
         self._ranges: list[tuple[int, int, IoDevice]] = []
-        # The starts, (start, end, place in `_ranges`, device) in their order, the longest range. One tuple: readers
-        # take no lock.
+        # The starts, (start, end, place in `_ranges`, device) in their order, the longest range, or 0 where none
+        # shares an address with another. One tuple: readers take no lock.
         self._table: tuple[list[int], list[tuple[int, int, int, IoDevice]], int] = ([], [], 0)
+        self._counted = 0  # against the limit
         self.devices = 0  # how many ranges there are: whoever is in a hurry looks here first
 
     def add(self, base: int, size: int, device: IoDevice) -> None:
@@ -57,7 +59,7 @@ class Bus:
         end, ranges = base + size, self._ranges
         if size < 0 or end > 1 << 64:
             raise KvmError(errno.EINVAL, f"{size:#x} bytes at {base:#x} do not fit into 64 bits")
-        if sum(not getattr(other, "is_ioeventfd", False) for *_, other in ranges) >= NR_IOBUS_DEVS:
+        if self._counted >= NR_IOBUS_DEVS:
             raise KvmError(errno.ENOSPC, f"the bus has its {NR_IOBUS_DEVS} devices")
         place = 0
         for start, stop, _ in ranges:
@@ -71,19 +73,26 @@ class Bus:
         self._set([entry for entry in self._ranges if entry[2] is not device])
 
     def _set(self, ranges: list[tuple[int, int, IoDevice]]) -> None:
-        longest = max((end - start for start, end, _ in ranges), default=0)
         by_start = sorted(
             ((start, end, place, device) for place, (start, end, device) in enumerate(ranges)),
             key=lambda entry: entry[0],
         )
+        shared = any(one[0] == other[0] or one[1] > other[0] for one, other in pairwise(by_start))
+        longest = max(1, *(end - start for start, end, _ in ranges)) if shared else 0
         self._ranges, self._table = ranges, ([entry[0] for entry in by_start], by_start, longest)
         self.devices = len(ranges)
+        self._counted = sum(not getattr(device, "is_ioeventfd", False) for *_, device in ranges)
 
     def at(self, address: int, size: int) -> list[tuple[int, IoDevice]]:
         """(start, device) of everything that holds the whole access, in the order in which they are asked."""
         starts, ranges, longest = self._table
-        found: list[tuple[int, int, IoDevice]] = []
         at = bisect_right(starts, address) - 1
+        if at < 0:
+            return []
+        if not longest:
+            start, end, _, device = ranges[at]
+            return [(start, device)] if address + size <= end or start == end == address else []
+        found: list[tuple[int, int, IoDevice]] = []
         while at >= 0 and address - starts[at] <= longest:
             start, end, place, device = ranges[at]
             if address + size <= end or (start == end == address):
@@ -103,4 +112,7 @@ class Bus:
 
     def write(self, vcpu: Vcpu, address: int, size: int, value: int) -> bool:
         """kvm_io_bus_write: whether somebody took it."""
-        return any(device.write(vcpu, address - start, size, value) for start, device in self.at(address, size))
+        for start, device in self.at(address, size):  # noqa: SIM110 - a generator takes as long as the rest
+            if device.write(vcpu, address - start, size, value):
+                return True
+        return False
