@@ -166,9 +166,9 @@ class Guest:
 
 
 @contextlib.contextmanager
-def guest(host: str = "max-4k-6.12", vcpus: int = 2) -> Iterator[Guest]:
+def guest(host: str = "max-4k-6.12", vcpus: int = 2, **create: int) -> Iterator[Guest]:
     """A VM on `host`."""
-    with kvm2.open(host) as kvm, kvm.create_vm2() as vm:
+    with kvm2.open(host) as kvm, kvm.create_vm2(**create) as vm:
         made = Guest(kvm, vm, vcpus)
         yield made
         for vcpu in made.vcpus:

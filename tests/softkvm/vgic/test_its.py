@@ -7,7 +7,7 @@ import pytest
 from kvm2.abi import its as abi
 from kvm2.abi.its import Error
 from kvm2.softkvm.vgic import its as its_module
-from kvm2.softkvm.vgic import its_commands
+from kvm2.softkvm.vgic import its_commands, its_map
 
 from .its_guest import (
     COLLECTIONS,
@@ -373,8 +373,6 @@ def test_one_write_does_bounded_work_and_the_next_access_goes_on(started, monkey
 
 
 def test_a_map_has_a_limit(started, monkeypatch):
-    from kvm2.softkvm.vgic import its_map
-
     monkeypatch.setattr(its_map, "MAX_EVENTS", 2)
     g = started
     assert results(g, *(mapti(5, n, FIRST) for n in range(3))) == [0, 0, -12]
@@ -440,6 +438,25 @@ def test_base_registers_keep_what_kvm_supports():
         assert g.reg(abi.GITS_BASER) == 0x9907_0001_0001_2245
         g.set_reg(abi.GITS_CBASER, abi.VALID | 0x4_F012)
         assert g.reg(abi.GITS_CBASER) == 0x9800_0000_0004_0012
+
+
+def test_tables_above_48_bits():
+    assert its_map.table_address(abi.VALID | 0x8765_0000 | 0xF0FF) == 0xF << 48 | 0x8765_0000
+    high = 1 << 50
+    with guest("lpa2-4k-52", physaddr_bits=52) as g:
+        g.vm.map(high, 0x40000)
+        g.start()
+        g.set_reg(abi.GITS_CTLR, 0, 4)
+        g.set_reg(abi.GITS_BASER, 4 << 12 | abi.VALID)
+        g.set_reg(abi.GITS_BASER + 8, 4 << 12 | 0x1_0000 | abi.VALID)
+        g.set_reg(abi.GITS_CBASER, high | 0x2_0000 | abi.VALID)
+        g.set_reg(abi.GITS_CTLR, 1, 4)
+        g.vm.write(high | 0x2_0000, mapd(5) + mapc(0) + mapti(5, 0, FIRST))
+        g.configure(FIRST)
+        g.set_reg(abi.GITS_CWRITER, 3 * 32)
+        assert g.message(5, 0) == 1 and g.acknowledge() == FIRST
+        g.control(1)
+        assert g.entry(high | 0x1_0000) == abi.VALID and g.entry(high | 5 * 8) >> 63
 
 
 def test_enabling_needs_tables_and_locks_the_registers():
