@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import sys
@@ -11,6 +12,7 @@ from kvm2.abi import ioctls
 from kvm2.abi.structs import ClearDirtyLog, DirtyLog, UserspaceMemoryRegion
 from kvm2.errors import UsageError
 from kvm2.handle import Buffer, checked_word
+from kvm2.softkvm import memory
 
 if TYPE_CHECKING:
     from kvm2.vm import Vm
@@ -40,6 +42,11 @@ class Allocation:
         offset = (congruent - base) % align
         self.address = base + offset
         self.view = memoryview(self._mapping)[offset : offset + size]
+        memory.plain(self.address, size)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was never had
+            memory.not_plain(self.address)
 
 
 def writable(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 from kvm2.abi.sysregs import ESR_EL1
 from kvm2.errors import KvmError
 from kvm2.softkvm import mmio
+from kvm2.softkvm.memory import is_plain
 
 if TYPE_CHECKING:
     from kvm2.softkvm.memslots import Slot
     from kvm2.softkvm.run import Execution
+    from kvm2.softkvm.vm import Vm
 
+FAULT_AROUND = 16  # granules
 EC_SHIFT = 26
 EC_IABT_LOW, EC_IABT_CUR, EC_DABT_LOW, EC_DABT_CUR = 0x20, 0x21, 0x24, 0x25
 IL = 1 << 25
@@ -105,3 +108,16 @@ def populate(ex: Execution, slot: Slot, ipa: int, *, write: bool, execute: bool)
         vm.code_pages.add(hva >> vm.format.page_shift)
     if writable and logging:
         vm.slots.mark_dirty_range(base, size)
+    elif writable and old is None and not execute:
+        _around(vm, slot, base, size)
+
+
+def _around(vm: Vm, slot: Slot, base: int, size: int) -> None:
+    """The pages around one that was just mapped, where nobody can tell: a guest touches the next one soon, and each
+    fault costs as much as mapping all of them. Only in memory of this library's own, whose pages are there at once."""
+    span = size * FAULT_AROUND
+    start = max(base & -span, slot.guest_phys_addr)
+    end = min((base & -span) + span, slot.guest_phys_addr + slot.memory_size)
+    hva = slot.userspace_addr + start - slot.guest_phys_addr
+    if is_plain(hva, end - start) and vm.memory.accessible(hva, end - start, True):
+        vm.stage2.map_missing(start, hva, end - start)

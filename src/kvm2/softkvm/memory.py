@@ -166,6 +166,26 @@ def _is_own(address: int, size: int) -> bool:
     return any(start <= address and address + size <= end for start, end in _own.copy().items())
 
 
+# Guest memory of this library's own making, start -> end: nobody waits for the first touch of one of its pages, as who
+# serves pages by userfaultfd does.
+_plain: dict[int, int] = {}
+
+
+def plain(address: int, size: int) -> None:
+    """This process's memory there is plain: pages may be made before they are touched."""
+    _plain[address] = address + size
+
+
+def not_plain(address: int) -> None:
+    """The memory that began there goes away."""
+    _plain.pop(address, None)
+
+
+def is_plain(address: int, size: int) -> bool:
+    """Whether all of it was said to be plain."""
+    return any(start <= address and address + size <= end for start, end in _plain.copy().items())
+
+
 class ProcessMemory:
     """This process's own address space.
 

@@ -135,6 +135,16 @@ class Stage2(Tables):
                 self._map_pages(ipa, stop, ipa + to_hva | low | PAGE)
                 ipa = stop
 
+    def map_missing(self, ipa: int, hva: int, size: int) -> None:
+        """Maps, writable, those granules of [ipa, ipa + size) that are not mapped. All of it in one table."""
+        self._check(ipa, size)
+        table, shift = self._table_at(ipa, LAST_LEVEL), self.format.page_shift
+        first, low = self._index(ipa, LAST_LEVEL), self._attributes | S2AP_W | XN | PAGE
+        for at in range(size >> shift):
+            if not table.entries[first + at]:
+                table.entries[first + at] = hva + (at << shift) | low
+                table.used += 1
+
     def relax(self, ipa: int, *, writable: bool = False, executable: bool = False) -> bool:
         """Adds permissions to the leaf at `ipa` (`kvm_pgtable_stage2_relax_perms()`); False where there is none."""
         found = self._leaf(ipa)
