@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 BUSYBOX = "busybox-static"
 DEFAULT_FLAVOUR = "6.12-4k"
+UNUSED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ def linux_files(flavour: str = DEFAULT_FLAVOUR, say: Callable[[str], None] = lam
     if not place.is_dir():
         say(f"putting together {_version(kernel)} and its initramfs")
         _make(place, kernel, busybox)
+        _forget_old(place)
+    os.utime(place)  # it is in use
     return LinuxFiles(flavour, place / "vmlinuz", place / "initrd", _version(kernel), found.page)
 
 
@@ -70,7 +74,7 @@ def _key(kernel: Path, busybox: Path) -> str:
 
 
 def _make(place: Path, kernel: Path, busybox: Path) -> None:
-    """A new directory, which gets its name only when all is in it; older ones of the flavour go."""
+    """A new directory, which gets its name only when all is in it."""
     import shutil
 
     from kvm2.lab.kernel_package import kernel_and_modules
@@ -86,9 +90,15 @@ def _make(place: Path, kernel: Path, busybox: Path) -> None:
     except OSError:
         if not place.is_dir():  # where it is there now, another process was quicker
             raise
-    else:
-        for old in place.parent.glob(f"{place.name.rpartition('-')[0]}-*"):
-            if old != place:
-                shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _forget_old(place: Path) -> None:
+    """What was made of a flavour before goes, unless somebody may be using it yet."""
+    import shutil
+
+    flavour = place.name.rpartition("-")[0]
+    for old in place.parent.glob(f"{flavour}-*"):
+        if old != place and time.time() - old.stat().st_mtime > UNUSED_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
