@@ -88,6 +88,7 @@ def test_the_interrupt_controller():
 
 def test_devices_with_their_interrupts_and_clocks():
     read = read_fdt(TREES["v3"].pack())
+    assert "dma-coherent" in read.node("/").properties  # of every device below
     assert read.node("/pl011@9000000").numbers("interrupts") == (0, 1, 4)
     assert read.node("/pl031@9010000").numbers("interrupts") == (0, 2, 4)
     assert read.node("/virtio_mmio@a000200").numbers("interrupts") == (0, 17, 4)

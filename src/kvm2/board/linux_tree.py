@@ -52,6 +52,7 @@ def linux_tree(
     root.text("model", model)
     root.cells("#address-cells", 2)
     root.cells("#size-cells", 2)
+    root.flag("dma-coherent")  # devices see what caches hold: Linux warns of large cache lines (A64FX) otherwise
     parent = root.child("intc", layout.GIC_DIST)
     root.cells("interrupt-parent", parent.phandle)
     _choose(root, chosen)
@@ -154,4 +155,3 @@ def _devices(root: Node, places: Iterable[Place]) -> None:
             node.text("clock-names", "apb_pclk")
         else:
             node.text("compatible", "virtio,mmio")
-            node.flag("dma-coherent")

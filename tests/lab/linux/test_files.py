@@ -69,7 +69,7 @@ def test_another_version_takes_the_place_of_the_old(archive: list[str], monkeypa
     os.utime(found.kernel.parent, (0, 0))
     played.names["6.12-4k"] = played.names["other"].replace("6.12.2", "6.12.3")  # type: ignore[attr-defined]
     newest = linux_files()
-    left = {path for path in newest.kernel.parent.parent.iterdir()}
+    left = set(newest.kernel.parent.parent.iterdir())
     assert left == {newest.kernel.parent, new.kernel.parent}
 
 
