@@ -119,6 +119,7 @@ class Execution:
                 self.close()
             self.core, self._soft = self.vm.make_core(vcpu, self.trap, soft), soft
             self.core.watch_code(self._drop_code)
+            self._offsets = (-1, -1)  # of the core's counters: a new one has none
             self.debug.attach()
             vcpu.dirty = True
         if vcpu.dirty:

@@ -149,6 +149,7 @@ class TlbMaintenance:
     def __init__(self, instance: Instance, failed: Callable[[BaseException], None]) -> None:
         check()
         self._instance, self._failed = instance, failed
+        self.everything = False  # where Python translates, and the emulator knows no stage 2 to walk tables by
         self._fast = instance.engine.FAST
         self._stage1 = Stage1(instance.env)
         self._tables = Tables(instance, self._stage1)
@@ -189,6 +190,9 @@ class TlbMaintenance:
     def _before(self) -> None:
         """Forgets what the instruction itself would not; the page of its address it forgets afterwards."""
         instance, fast = self._instance, self._fast
+        if self.everything:
+            instance.engine.flush_tlb(instance.handle)
+            return
         env = instance.env
         # Through the TLB that EL1 uses without PAN, which fetches disregard.
         where = fast.tlb_vaddr_to_host_aarch64(env, instance.pc_cell.value, _FETCH, self._index)

@@ -2,7 +2,7 @@
 
 A page with a watched byte in it is never in the core's TLB for the watched kinds of access, so each of those comes here
 before anything happened. Where it touches a watched byte, that is a watchpoint exception (Arm ARM, "Watchpoint
-exceptions"); otherwise the core makes one step with the page in place, and forgets it again: some 100 us.
+exceptions"); otherwise the core makes one step with the page in place, and forgets it again.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Watch:
         self._watched: list[Watched] = []
         self._before: Debugging | None = None  # while the core steps over an access: what holds otherwise
         self._ss = 0
+        self._shown: list[int] = []  # the pages that came into the TLB meanwhile
         self._on_trap = core.on_trap
         core.on_trap = self._trap
         mmu.watch = self
@@ -110,7 +111,10 @@ class Watch:
 
     def kinds(self, address: int) -> int:
         """The kinds of access that must not be in the TLB for the page of an address (bits of `walk`)."""
-        if not self._watched or self._before is not None:
+        if not self._watched:
+            return 0
+        if self._before is not None:
+            self._shown.append(address & -PAGE)
             return 0
         page = address & _TOP_56 & -PAGE
         found = 0
@@ -183,7 +187,10 @@ class Watch:
             if pstate & PSTATE_SS != self._ss:
                 core.pstate = pstate ^ PSTATE_SS
         core.hold_lines(False)
-        core.flush_tlb()
+        instance = core.instance
+        for page in self._shown:
+            instance.engine.FAST.tlb_flush_page_aarch64(instance.cpu, page)
+        self._shown.clear()
 
 
 # ---- how many bytes an instruction touches
