@@ -222,6 +222,19 @@ def test_a_snapshot_goes_on_where_it_was_taken(echo_image, tmp_path):
     assert code == 2 and str(disk) in err
 
 
+def test_a_trace_is_written_and_gdb_is_waited_for(echo_image, tmp_path, capsys):
+    trace, socket = tmp_path / "trace", tmp_path / "gdb"
+    words = ("--kernel", echo_image, "--trace", str(trace), "--trace-format", "json")
+    assert run(*words, given=b"q")[0] == 0
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert any("KVM_CREATE_DEVICE" in json.dumps(line) for line in lines) and len(lines) > 20
+    assert refused(capsys, "--kernel", echo_image, "--trace-format", "json")[0] == 2
+    with Piped("--kernel", echo_image, "--gdb", f"unix:{socket}", "--timeout", "0.5") as guest:
+        code, err = guest.end()
+        assert code == 1 and f"the guest waits for gdb: target remote {socket}" in err
+        assert b"ready" not in guest.said and not socket.exists()
+
+
 # -- a terminal
 
 

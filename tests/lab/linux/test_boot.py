@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import kvm2
-from kvm2.board.virtio import Blk, Rng
+from kvm2.board.virtio import Blk, Net, Rng, parse_link
 from kvm2.lab.linux import LinuxFiles, Session
 from kvm2.spec import MemoryRange, VmSpec
 
@@ -70,10 +70,15 @@ def boot(files: LinuxFiles, case: Case, **options: Any) -> None:
         assert ram.startswith(f"{case.base:08x}-")
         assert linux.command("(exit 7)", SECONDS) == ("", 7)
         check_sve(linux, case.sve)
-        said, _ = linux.command("dmesg", SECONDS)
-        assert not re.search(r"Oops|Call trace|WARNING:|rcu: INFO|BUG:|lockup", said), said
+        check_peace(linux)
         linux.send("poweroff\n")
         assert linux.wait_for_end(SECONDS).ended == "shutdown"
+
+
+def check_peace(linux: Session) -> None:
+    """The kernel has not complained."""
+    said, _ = linux.command("dmesg", SECONDS)
+    assert not re.search(r"Oops|Call trace|WARNING:|rcu: INFO|BUG:|lockup", said), said
 
 
 def check_sve(linux: Session, sve: int | None) -> None:
@@ -128,3 +133,45 @@ def test_reboot_is_a_reset(debian: Files) -> None:
         linux.wait_for_prompt(SECONDS)
         linux.send("reboot\n")
         assert linux.wait_for_end(SECONDS).ended == "reset"
+
+
+# Eight processes that calculate, fork, and write through pipes, for a minute.
+LOAD = """for n in 1 2 3 4 5 6 7 8; do
+timeout 60 sh -c 'while :; do dd if=/dev/zero bs=64k count=4 2> /dev/null | sha256sum; done' > /dev/null &
+done; wait""".replace("\n", " ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["cortex-a72-4k", "graviton3", "raspberry-pi-4"])
+def test_four_cpus_under_load_for_a_minute(debian: Files, host: str) -> None:
+    spec = VmSpec(physaddr_bits="auto", memory=memory())
+    with kvm2.open(host, guest_ids="core") as kvm, Session(kvm, debian("6.12-4k"), spec, cpus=4) as linux:
+        linux.wait_for_prompt(SECONDS)
+        linux.command(LOAD, SECONDS)
+        assert linux.command("nproc") == ("4\n", 0)
+        busy, _ = linux.command("grep '^cpu[0-3] ' /proc/stat", SECONDS)
+        assert all(int(line.split()[1]) + int(line.split()[3]) > 100 for line in busy.splitlines()), busy
+        check_peace(linux)
+
+
+@pytest.mark.slow
+def test_two_machines_on_one_cable(debian: Files, tmp_path: Path) -> None:
+    cable = f"unix:{tmp_path}/cable"
+    spec = VmSpec(physaddr_bits="auto", memory=memory())
+    files = debian("6.12-4k")
+    with (
+        kvm2.open("apple-m1", guest_ids="core") as one,
+        kvm2.open("raspberry-pi-4", guest_ids="core") as two,
+        Session(one, files, spec, virtio=[Net(parse_link(f"{cable},server"))]) as first,
+        Session(two, files, spec, virtio=[Net(parse_link(cable))]) as second,
+    ):
+        for number, linux in ((1, first), (2, second)):
+            linux.wait_for_prompt(SECONDS)
+            assert linux.command(f"ip addr add 10.0.0.{number}/24 dev eth0 && ip link set eth0 up", SECONDS)[1] == 0
+        said, status = second.command("ping -c 3 -W 30 10.0.0.1", SECONDS)
+        assert status == 0 and "3 packets received" in said
+        first.send("seq 100000 | nc -l -p 7\n")
+        said, status = second.command(
+            "until nc 10.0.0.1 7 < /dev/null > /tmp/got; do :; done; md5sum < /tmp/got", SECONDS
+        )
+        assert second.command("seq 100000 | md5sum", SECONDS)[0] == said and status == 0
