@@ -1,4 +1,4 @@
-"""What an ITS answers to random work, as live kernels answered it: tests/data/its has their answers' checksums.
+"""What an ITS answers to random work, as live kernels answered it: tests/data/its has their answers' checksums, seed by seed.
 
 `its_work.py` says how they were recorded.
 """
@@ -15,7 +15,7 @@ from . import its_work
 
 RECORDED = sorted((Path(__file__).parents[2] / "data" / "its").glob("*.txt"))
 assert RECORDED
-SHORT = 12  # seeds of the normal test
+SHORT = 6  # seeds of the normal test
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
