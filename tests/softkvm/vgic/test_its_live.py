@@ -1,4 +1,4 @@
-"""What an ITS answers to random work, as live kernels answered it: tests/data/its has their answers' checksums, seed by seed.
+"""What an ITS answers to random work, as live kernels answered it: tests/data/its has their answers' checksums.
 
 `its_work.py` says how they were recorded.
 """
