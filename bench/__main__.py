@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 
-from bench import creation, exits, footprint, oracle, speed
+from bench import boot, creation, exits, footprint, oracle, speed
 from bench.measure import Figure, Unavailable
 
-FIGURES: tuple[Figure, ...] = (*creation.FIGURES, *speed.FIGURES, *exits.FIGURES, *footprint.FIGURES, *oracle.FIGURES)
+FIGURES: tuple[Figure, ...] = (
+    *(*creation.FIGURES, *speed.FIGURES, *exits.FIGURES, *footprint.FIGURES),
+    *(*oracle.FIGURES, *boot.FIGURES),
+)
 SCHEMA = "kvm2.bench/1"
 
 
