@@ -41,7 +41,7 @@ def test_what_a_guest_sees_of_its_gicv2(host: str, cpus: int) -> None:
     (preempted,) = journals(words, 1)
     assert preempted == [1, 2, 3]
     assert [next(words), next(words)] == [1 << 1, 0], "ISACTIVER before DIR and after"
-    assert [next(words), next(words), next(words)] == [1022, 1022, 4], "IAR, HPPIR, AIAR"
+    assert [next(words), next(words), next(words)] == [1022, 1022, 4], "IAR and HPPIR without AckCtl, IAR with it"
     groups, devices = journals(words, 2)
     assert groups == [2 + FIQ, 4] and devices == [27, 41]
     if cpus == 1:

@@ -54,7 +54,7 @@ class Asked:
         self.answers.append([text, answer])
         return answer
 
-    def attr(self, device, what, group, attr, value=0, size=4, address=None):
+    def attr(self, device, what, group, attr, value=0, size=4, address=None, text=""):
         data = Buffer(value.to_bytes(size, "little"))
         at = data.address if address is None else address
 
@@ -62,7 +62,8 @@ class Asked:
             device.ioctl(what, structs.DeviceAttr(group=group, attr=attr, addr=at))
             return int.from_bytes(data.bytes(), "little") if what == GET else "ok"
 
-        return self.call(f"{({HAS: 'has', GET: 'get', SET: 'set'})[what]} {group} {attr:#x} {value:#x}", ask)
+        words = {HAS: "has", GET: "get", SET: "set"}
+        return self.call(f"{words[what]} {group} {attr:#x} {text or hex(value)}", ask)
 
     def everything(self, device, what):
         """All of the first page of each frame, and around what lies higher."""
@@ -94,7 +95,7 @@ def made(asked, kvm):
         reader = os.pipe()[0]
         for group, attr in ((1, 1), (1, 2), (1, 3), (0, 0), (2, 1)):
             for what, value in ((HAS, 0), (GET, 0), (SET, reader), (SET, 999), (SET, 0xFFFFFFFF)):
-                asked.attr(device, what, group, attr, value)
+                asked.attr(device, what, group, attr, value, text="pipe" if value == reader else "")
     for case in ("nothing", "distributor", "other", "overlap"):
         with kvm.create_vm2() as vm:
             vcpu, device = start(vm, 1)[0], vm.create_device(f"vgic-{asked.model}")
