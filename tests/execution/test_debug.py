@@ -71,7 +71,7 @@ def test_the_guest_watches_its_data(host, numbers):
 
 # ---- userspace debugs
 
-STEP_EXIT, BRK_EXIT, BREAKPOINT_EXIT = 0x32, 0x3C, 0x30
+STEP_EXIT, BRK_EXIT, BREAKPOINT_EXIT, WATCHPOINT_EXIT = 0x32, 0x3C, 0x30, 0x34
 SS = 1 << 21
 MMIO = 0x0900_0000
 
@@ -173,6 +173,28 @@ def test_breakpoints_in_software_and_hardware():
         debug(b.vcpu, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP)
         assert ec_and_pc(b, b.vcpu.run_once()) == (STEP_EXIT, 0x10) and b.vcpu.regs.x[2] == 3
         assert b.vcpu.get_reg("DBGBVR1_EL1") == 0 and b.vcpu.get_reg("MDSCR_EL1") == 0
+
+
+def test_watchpoints_in_hardware():
+    """Before the access; the guest's own are forgotten meanwhile; a neighbour's store in the same page goes through."""
+    with bench() as b:
+        b.load(
+            "str x1, [x20]\n ldr x2, [x20, #16]\n stp x1, x1, [x20, #8]\n str w1, [x21]",
+            x1=7,
+            x20=b.gpa + 0x8000,
+            x21=MMIO,
+        )
+        arch = {"dbg_wvr": first(b.gpa + 0x8010), "dbg_wcr": first(0xFF << 5 | 2 << 3 | 7)}  # stores
+        debug(b.vcpu, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW, **arch)
+        for _ in range(2):
+            exit = b.vcpu.run_once()
+            assert (*ec_and_pc(b, exit), exit.far) == (WATCHPOINT_EXIT, 8, b.gpa + 0x8010) and exit.hsr & WNR
+        assert b.ram.read(0x8000, 24) == (7).to_bytes(8, "little") + bytes(16)
+        debug(b.vcpu, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP)
+        assert ec_and_pc(b, b.vcpu.run_once()) == (STEP_EXIT, 0xC)
+        debug(b.vcpu, 0)
+        assert isinstance(b.vcpu.run_once(), Mmio)
+        assert b.ram.read(0x8008, 16) == (7).to_bytes(8, "little") * 2
 
 
 def test_breakpoints_without_userspace_are_the_guests_again():

@@ -108,8 +108,9 @@ def test_memory_shows_no_breakpoints_and_writes_stay_under_them():
             assert client.ask("c") == "W00"
 
 
-def test_watchpoints_and_hardware_breakpoints():
-    with served(rounds=1) as (machine, server, image):
+@pytest.mark.parametrize("high", [False, True])
+def test_watchpoints_and_hardware_breakpoints(high):
+    with served(rounds=1, high=high) as (machine, server, image):
         out = run_gdb(
             server,
             image,

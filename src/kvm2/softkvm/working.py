@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 
     from kvm2.softkvm.profile import Profile
 
-# Debug exceptions, statistics, dirty rings; AArch32, the PMU and MTE.
+# Statistics, dirty rings; AArch32, the PMU and MTE.
 NOT_WORKING = frozenset(
     {
-        caps.KVM_CAP_SET_GUEST_DEBUG,
-        caps.KVM_CAP_SET_GUEST_DEBUG2,
-        caps.KVM_CAP_GUEST_DEBUG_HW_BPS,
-        caps.KVM_CAP_GUEST_DEBUG_HW_WPS,
         caps.KVM_CAP_BINARY_STATS_FD,
         caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
         caps.KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,

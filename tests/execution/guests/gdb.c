@@ -38,6 +38,10 @@ static void mmu_on(void) {
 }
 #endif
 
+static void forget(void *address) {
+	asm volatile("tlbi vaae1is, %0\n dsb ish\n isb" ::"r"((u64)address >> 12) : "memory");
+}
+
 u64 main(u64 cpu, u64 x0) {
 	if (cpu)
 		spin();
@@ -45,12 +49,13 @@ u64 main(u64 cpu, u64 x0) {
 	mmu_on();
 #endif
 	asm volatile("brk #0x800");		/* as Linux does for WARN: the guest's own business */
+	forget(main);
 	if (SECOND) {
 		psci(0xc4000003, 1, (u64)_start, 0);
 		while (!second)
 			;
 	}
 	for (rounds = 0; rounds < ROUNDS; rounds++)
-		report(add_up(4));
+		report(add_up(4)), forget(add_up);
 	return 0;
 }

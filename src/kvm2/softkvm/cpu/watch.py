@@ -41,7 +41,7 @@ _TOP_56: Final = (1 << 56) - 1
 
 @dataclass(frozen=True)
 class Watched:
-    """One comparator: the bytes [start, end), kinds of access (bits of `walk`), whether at EL1, EL0, in which context."""
+    """One comparator: bytes [start, end), kinds of access (bits of `walk`), whether at EL1, at EL0, the context."""
 
     start: int
     end: int
