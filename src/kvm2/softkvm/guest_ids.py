@@ -40,9 +40,13 @@ _OTHERWISE: Final = {
     "ID_AA64PFR0_EL1.EL0": 1,
     "ID_AA64PFR0_EL1.EL1": 1,
     "ID_AA64PFR0_EL1.CSV2": 1,
-    **{f"ID_AA64ISAR1_EL1.{field}": 1 for field in ("APA", "API", "GPA", "GPI")},
-    **{f"ID_AA64ISAR2_EL1.{field}": 1 for field in ("APA3", "GPA3")},
 }
+_SIGNING: Final = frozenset(
+    {
+        *(f"ID_AA64ISAR1_EL1.{field}" for field in ("APA", "API", "GPA", "GPI")),
+        *(f"ID_AA64ISAR2_EL1.{field}" for field in ("APA3", "GPA3")),
+    }
+)
 # The AArch64 ID registers: op0 3, op1 0, CRn 0, CRm 4 to 7.
 _FIRST, _LAST = sr.ID_AA64PFR0_EL1, sr.ID_AA64PFR0_EL1 | 0x1F
 _CTR_DIC: Final = 1 << 29  # instruction caches need no maintenance: translated code does
@@ -91,7 +95,7 @@ def _fields(register: str, value: int, model: str) -> list[Lowered]:
         if path in _HOSTS:
             continue
         host = field.get(value)
-        limit = _OTHERWISE.get(path, field.get(own))
+        limit = int(model == "max") if path in _SIGNING else _OTHERWISE.get(path, field.get(own))
         if host > limit:
             found.append(Lowered(register, field.name, host, limit))
     return found
