@@ -53,6 +53,7 @@ def refused(capsys, *words):
         (("linux", "--gdb", "99999"), "'99999': allowed are a port up to 65535 (0: any that is free) and unix:PATH"),
         (("--restore", "F", "linux"), "leave GUEST and COMMAND out"),
         (("--restore", "F", "--memory", "1G", "--kernel", "K"), "--kernel, --memory: the snapshot says it"),
+        (("--restore", "F", "--cpus", "1"), "--cpus: the snapshot says it"),
         (("--restore", "no-such-file"), "no-such-file"),
         (("--kernel", "K", "--type", "40", "--sve", "256"), "--type is the old KVM_CREATE_VM"),
     ],
@@ -213,9 +214,12 @@ def test_a_snapshot_goes_on_where_it_was_taken(echo_image, tmp_path):
         guest.wait_for(b"ready\r\none")
         code, err = guest.interrupt()
         assert code == 130 and f"saved in {snapshot}" in err
-    code, out, err = run("--restore", str(snapshot), "--json", given=b"two q")
-    found = json.loads(out)
-    assert code == 0 and found["console"] == "two q" and found["guest"] == "Image"
+    env = {name: value for name, value in os.environ.items() if name != "KVM2_HOST"}
+    command = [sys.executable, "-m", "kvm2", "run", "--restore", str(snapshot), "--json"]
+    done = subprocess.run(command, input=b"two q", capture_output=True, env=env, timeout=ENOUGH)
+    found = json.loads(done.stdout)
+    assert done.stderr.decode() == f"kvm2: host {HOST} (the snapshot's; choose with --host or KVM2_HOST)\n"
+    assert done.returncode == 0 and found["host"] == HOST and found["console"] == "two q" and found["guest"] == "Image"
     assert found["memory"] == [{"base": 1 << 40, "size": 64 << 20}]
     disk.unlink()
     code, _, err = run("--restore", str(snapshot))

@@ -78,6 +78,7 @@ _OF_THE_SNAPSHOT = {
     "machine_type": "--machine-type",
     "parange_follows_ipa": "--parange-follows-ipa",
     "memory": "--memory",
+    "cpus": "--cpus",
     "type_word": "--type",
     "fixed": "--fixed",
 }

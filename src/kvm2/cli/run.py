@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kvm2.cli.linux_options import check_linux, check_none, linux_options
 from kvm2.cli.options import Seconds, host_option, json_option, spec_options, working_caps_option
@@ -55,7 +56,8 @@ def command(
     if guest == LINUX or wanted["kernel"] or wanted["restore"]:
         from kvm2.cli.run_linux import run_linux
 
-        check_linux(guest, words, wanted)
+        given = click.get_current_context().get_parameter_source("cpus") is not ParameterSource.DEFAULT
+        check_linux(guest, words, {**wanted, "cpus": cpus if given else None})
         return run_linux(host, working_caps, words, as_json, cpus, wanted)
     check_none(wanted)
     if words:

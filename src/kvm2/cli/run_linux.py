@@ -19,7 +19,7 @@ from kvm2.cli.render import emit
 from kvm2.cli.run_attached import attached, traced
 from kvm2.cli.run_command import CommandOutput
 from kvm2.cli.run_report import as_dict, show
-from kvm2.cli.run_snapshot import UNFINISHED, machine_of, read_snapshot, save_to
+from kvm2.cli.run_snapshot import UNFINISHED, machine_of, name_of, read_snapshot, save_to
 from kvm2.errors import GuestError, Kvm2Error, UsageError
 
 if TYPE_CHECKING:
@@ -69,10 +69,18 @@ def run_linux(
     from kvm2.kvm import open as open_host
 
     call = call_of(wanted, spec_of(wanted))
-    name = choosing.host_for(host, "arm64")
+    snapshot = read_snapshot(wanted) if wanted["restore"] else None
+    if snapshot is not None and host is None:
+        name = str(snapshot.state["host"])
+        _say(f"host {name} (the snapshot's; choose with --host or KVM2_HOST)")
+    else:
+        name = choosing.host_for(host, "arm64")
     terminal = not as_json and not words and input_descriptor() is not None and os.isatty(0)
     command = CommandOutput(Console(live=not as_json)) if words else None
-    boot = boot_of(words, command.token if command else "", terminal, wanted)
+    if snapshot is not None:
+        boot = Boot(name_of(snapshot), None, snapshot=snapshot)
+    else:
+        boot = boot_of(words, command.token if command else "", terminal, wanted)
     # A Linux that is shown more uses it, and stops.
     shown: Literal["core", "profile"] = wanted["id_registers"] or "core"
     with traced(wanted, name) as ended, open_host(name, working_caps=working_caps, guest_ids=shown) as kvm:
@@ -88,9 +96,6 @@ def boot_of(words: tuple[str, ...], token: str, terminal: bool, wanted: dict[str
     from kvm2.board.kernel_image import read_kernel
     from kvm2.board.loader import read_file
 
-    if wanted["restore"]:
-        snapshot, shown = read_snapshot(wanted)
-        return Boot(shown, None, snapshot=snapshot)
     more = wanted["append"] or ""
     if wanted["kernel"]:
         kernel = read_kernel(wanted["kernel"])
@@ -284,11 +289,11 @@ class Run:
             console.flush()
 
     def _say_lowered(self, machine: LinuxMachine) -> None:
-        """What the guest is shown less of than the host has: said where somebody reads it."""
+        """What the guest is shown less of than the host has: said where somebody reads it, and at its first boot."""
         from kvm2.hosts.soft import lowered_for
 
         self.lowered = [str(one) for one in lowered_for(self.kvm.backend, machine.vcpus[0].fd)]
-        if self.lowered and not self.as_json and not self.quiet:
+        if self.lowered and not self.as_json and not self.quiet and self.boot.snapshot is None:
             names = ", ".join(sorted({one.split(" ")[0].partition(".")[2] for one in self.lowered}))
             _say_raw(
                 f"not shown to the guest, as the emulated core does not execute it: {names} (--json has the values, "

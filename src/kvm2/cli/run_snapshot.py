@@ -26,20 +26,28 @@ def save_to(machine: LinuxMachine, path: Path, shown: str, wanted: dict[str, Any
 
     started = time.monotonic()
     disks = [{"path": str(disk.path.resolve()), "readonly": disk.readonly} for disk in wanted["disk"]]
-    snapshot = save(machine, path, {"guest": shown, "disks": disks, "net": list(wanted["net"])})
+    shows = wanted["id_registers"] or "core"
+    notes = {"guest": shown, "disks": disks, "net": list(wanted["net"]), "id_registers": shows}
+    snapshot = save(machine, path, notes)
     mib = snapshot.bytes_of_memory / (1 << 20)
     return f"saved in {path}: {mib:.0f} MiB of memory, {time.monotonic() - started:.2f} s"
 
 
-def read_snapshot(wanted: dict[str, Any]) -> tuple[Snapshot, str]:
-    """The snapshot, and the name of its guest. `wanted` gets its disks and networks where none are given."""
+def read_snapshot(wanted: dict[str, Any]) -> Snapshot:
+    """The snapshot. `wanted` gets its disks, its networks and what its guest is shown, where they are not given."""
     from kvm2.board.snapshot import read
 
     snapshot = read(wanted["restore"])
     notes = snapshot.state["notes"]
     wanted["disk"] = wanted["disk"] or tuple(Disk(Path(one["path"]), one["readonly"]) for one in notes.get("disks", ()))
     wanted["net"] = wanted["net"] or tuple(notes.get("net", ()))
-    return snapshot, str(notes.get("guest", wanted["restore"].name))
+    wanted["id_registers"] = wanted["id_registers"] or notes.get("id_registers")
+    return snapshot
+
+
+def name_of(snapshot: Snapshot) -> str:
+    """The name of the guest in it, for people."""
+    return str(snapshot.state["notes"].get("guest", snapshot.path.name))
 
 
 def machine_of(kvm: Kvm, snapshot: Snapshot, sink: Callable[[int], object], devices: Sequence[Device]) -> LinuxMachine:
