@@ -34,7 +34,9 @@ def levels(vcpu) -> int:
 @pytest.mark.parametrize(("letter", "bit"), [("v", VTIMER), ("p", PTIMER)])
 def test_userspace_is_told_when_a_timer_fires(letter, bit):
     with bench() as b:
-        text = ARM.format(letter=letter, ctl=1) + f"""
+        text = (
+            ARM.format(letter=letter, ctl=1)
+            + f"""
             wfi
             str x1, [x3]
             mrs x4, cnt{letter}_ctl_el0
@@ -42,6 +44,7 @@ def test_userspace_is_told_when_a_timer_fires(letter, bit):
             msr cnt{letter}_ctl_el0, x1
             str x4, [x3]
         """
+        )
         exit = b.run(text, x2=20 * TICKS, x3=MMIO)
         assert isinstance(exit, Interrupted) and levels(b.vcpu) == bit, "the output of the timer rose"
         exit = b.vcpu.run_once()
@@ -125,3 +128,12 @@ def test_the_line_of_a_vcpu_without_a_vgic_interrupts_the_guest():
         assert isinstance(exit, Mmio) and exit.data[0] == 1
         assert b.vcpu.regs["spsr_el1"] & 0x80 == 0, "it was taken with IRQs unmasked"
         b.vm.irq_line(0, False)
+
+
+def test_a_timer_that_userspace_set_before_the_first_run_fires():
+    with bench() as b:
+        b.load("wfi\n str x1, [x3]", x3=MMIO)
+        b.vcpu.set_reg("KVM_REG_ARM_TIMER_CVAL", b.vcpu.get_reg("KVM_REG_ARM_TIMER_CNT") + 30 * TICKS)
+        b.vcpu.set_reg("KVM_REG_ARM_TIMER_CTL", 1)
+        assert isinstance(b.vcpu.run_once(), Interrupted) and levels(b.vcpu) == VTIMER
+        assert isinstance(b.vcpu.run_once(), Mmio)

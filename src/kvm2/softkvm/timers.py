@@ -39,7 +39,7 @@ class Timer:
 
     def __init__(self, vcpu: Vcpu, kind: int) -> None:
         self.vcpu, self.kind = vcpu, kind
-        self.level = False  # its output
+        self.level: bool | None = None  # its output, where somebody has looked at it
         self.enabled = False  # by kvm_timer_enable: the interrupt is its own
         # The alarm's thread and the vCPU's both look at the output: one at a time, or the older view would win.
         self._looking = threading.Lock()
@@ -158,6 +158,7 @@ class VcpuTimers:
                     raise KvmError(errno.EINVAL, f"interrupt of a timer: {error.reason}") from None
         for timer in self.timers:
             timer.enabled = True
+            timer.update()  # userspace may have set its registers, and the line of the vGIC, to anything
 
     def update(self) -> None:
         """Looks at both."""

@@ -131,6 +131,8 @@ class Vm:
             if not all(execution.close() for execution in list(self.executions)):
                 return  # the thread in KVM_RUN comes here again when it is out
             self.executions.clear()
+            for vcpu in self.vcpus.values():
+                vcpu.timers.stop()
             if self._stage2 is not None:
                 self._stage2.close()
                 self._stage2 = None
