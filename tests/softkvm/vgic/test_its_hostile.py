@@ -107,7 +107,10 @@ def step(rng: random.Random, g: Guest) -> None:
         g.vm.write(RAM + rng.randrange(RAM_SIZE // 8) * 8, rng.randbytes(8))
 
 
-@pytest.mark.parametrize("seed", range(10))
+SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 40))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_guests_end_defined(seed):
     rng = random.Random(seed)
     with guest() as g:
