@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -102,3 +103,50 @@ def test_short_work_asks_at_once() -> None:
     lock.release()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def _interrupted(lock: RunLock, point: int) -> bool:
+    """Takes the lock, where a signal's exception comes at the `point`-th place that Python has for it: the start of a
+    function, and behind one of C's. Whether one came."""
+    seen = 0
+
+    def at(frame: object, event: str, argument: object) -> None:
+        nonlocal seen
+        seen += event in ("call", "c_return")
+        if seen == point:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(at)
+        lock.acquire(lambda: None)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    lock.release()
+    return False
+
+
+def test_a_signal_in_the_midst_of_taking_it_leaves_it_free() -> None:
+    lock, point = RunLock(), 1
+    while True:
+        came = _interrupted(lock, point)
+        taken: list[int] = []
+        thread = _waiters_of(lock, taken)
+        thread.join(10)
+        assert taken == [1], f"interrupted at place {point}"
+        if not came:
+            break
+        point += 1
+    assert point > 2, "nothing was interrupted"
+
+
+def _waiters_of(lock: RunLock, taken: list[int]) -> threading.Thread:
+    def take() -> None:
+        with lock:
+            taken.append(1)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    return thread

@@ -181,13 +181,12 @@ class Execution:
     def _enter(self) -> str:
         """Into the guest, until something ends it, with the other vCPUs of the VM out of it."""
         vm, core = self.vm, self.core
-        if self.vcpu.steal_base == INVALID_GPA:
-            vm.run_lock.acquire(core.stop)
-        else:
-            since = time.monotonic_ns()
-            vm.run_lock.acquire(core.stop)
-            stolen_time.account(self.vcpu, time.monotonic_ns() - since)
-        try:
+        steal = self.vcpu.steal_base != INVALID_GPA
+        since = time.monotonic_ns() if steal else 0
+        vm.run_lock.acquire(core.stop)
+        try:  # at once: between a call and this a signal's exception would keep the lock
+            if steal:
+                stolen_time.account(self.vcpu, time.monotonic_ns() - since)
             self._synchronise()
             if self.vcpu.serror_pending:
                 self._deliver_serror()
@@ -204,7 +203,8 @@ class Execution:
                 self.debug.leave()
         finally:
             self._inside = False
-            vm.run_lock.release()
+            vm.run_lock.unlock()
+            vm.run_lock.pass_on()
 
     def _deliver_serror(self) -> None:
         """An SError that KVM_SET_VCPU_EVENTS left pending, once the guest does not mask it."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 # How long a vCPU may go on when another one waits: long enough that the switch (a TLB flush) stays cheap, short enough
 # that a guest's spin lock held by a waiting vCPU costs little.
@@ -25,18 +24,29 @@ class RunLock:
 
     The holder gives `acquire` a function that stops it (any thread may call it, at any time). A waiting vCPU calls it
     after a slice, again and again until the lock is free; an urgent waiter calls it at once.
+
+    An exception of a signal handler (Ctrl-C) may come at the start of any Python function and behind any call. It
+    leaves no lock behind: `acquire` gives back what it got, and `unlock` is a function of C.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Not because it is taken twice, but because only its owner can release it: see `acquire`.
+        self._lock = threading.RLock()
+        self.unlock: Callable[[], None] = self._lock.release  # `pass_on` follows
         self._waiting: deque[threading.Event] = deque()
         self._stop_holder: Callable[[], None] | None = None
 
     def acquire(self, stop: Callable[[], None], urgent: bool = False) -> None:
         """Waits for the lock; `stop` is what others call to make this holder release it soon."""
-        if self._waiting or not self._lock.acquire(False):
-            self._wait(urgent)
-        self._stop_holder = stop
+        try:
+            if self._waiting or not self._lock.acquire(False):
+                self._wait(urgent)
+            self._stop_holder = stop
+        except BaseException:
+            # Whether the lock was ours already, only the lock knows: it refuses where it was not.
+            with contextlib.suppress(RuntimeError):
+                self.unlock()
+            raise
 
     def _wait(self, urgent: bool) -> None:
         turn = threading.Event()
@@ -61,20 +71,25 @@ class RunLock:
         with contextlib.suppress(IndexError):
             self._waiting[0].set()
 
-    def release(self) -> None:
-        """Lets the next one have it."""
-        self._stop_holder = None
-        self._lock.release()
+    def pass_on(self) -> None:
+        """After `unlock`: the next one need not find out by itself. The old holder may still be asked to stop, once."""
         if self._waiting:
             self._next()
+
+    def release(self) -> None:
+        """Lets the next one have it."""
+        self.unlock()
+        self.pass_on()
 
     def __enter__(self) -> RunLock:
         """For short work on the VM with all its vCPUs out of the guest."""
         self.acquire(_nothing, urgent=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.release()
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        # Looked up before the lock is taken, and called without Python. Who waits finds out by itself.
+        return self._lock.__exit__
 
 
 def _nothing() -> None:
