@@ -100,3 +100,17 @@ def test_importing_the_core_does_not_import_the_unicorn_package() -> None:
     source = Path(calibrate.__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=source, check=True)
     assert done.stdout == "False\n"
+
+
+def test_only_the_tlbs_of_guests_have_entries() -> None:
+    machine = Machine()
+    core = machine.core.instance
+    sizes = [
+        ctypes.c_uint64.from_address(core.cpu + core.layout.tlbs_in_cpu + 16 * number).value // 64 + 1
+        for number in range(calibrate.TLBS)
+    ]
+    assert [number for number, size in enumerate(sizes) if size > 1] == [0, 2, 3]
+    machine.run("str x1, [x2]; hvc #1", x1=7, x2=machine.arena.base + 0x20000)
+    machine.core.flush_tlb()
+    assert machine.arena.word(machine.arena.base + 0x20000) == 7
+    machine.close()

@@ -23,6 +23,9 @@ from kvm2.softkvm.cpu.peek import peek, peek_prefix
 
 _INTR_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, ctypes.c_uint32, c_void_p)
 ENTER_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
+TLBS: Final = 12
+_TLB_WINDOW: Final = 0x200
+_TLB_MASK: Final = 255 * 64
 _CODE: Final = 0x10000
 _WFE: Final = 0xD503205F
 _HVC, _LDR_X2_X1, _LDXR_X6_X3, _PTRUE_P3, _SETFFR = 0xD40000E2, 0xF9400022, 0xC85F7C66, 0x2518E3E3, 0x252C9000
@@ -59,6 +62,7 @@ class Layout:
     spare_in_env: int  # 128 bytes of a register file that AArch64 has not (iWMMXt), behind the exclusive monitor
     cp_regs_in_env: int
     env_bytes: int
+    tlbs_in_cpu: int  # of each translation regime's TLB: (entries - 1) * 64, address
     enter_in_cpu: int  # the function that the library calls on its way into the guest
     # What `uc_emu_stop` writes: (offset, byte) in the instance, then in the CPU object.
     stop_in_uc: tuple[tuple[int, int], ...]
@@ -311,6 +315,16 @@ def _find_ids(probe: _Probe) -> tuple[int, int]:
     raise _fault("the table of system registers")
 
 
+def _find_tlbs(probe: _Probe) -> int:
+    """Twelve pairs right before the registers, at first all of one size."""
+    blob = peek(probe.env - _TLB_WINDOW, _TLB_WINDOW) or b""
+    for at in range(0, _TLB_WINDOW - TLBS * 16 + 1, 8):
+        pairs = struct.unpack_from(f"<{2 * TLBS}Q", blob, at) if len(blob) == _TLB_WINDOW else ()
+        if pairs and {*pairs[::2]} == {_TLB_MASK} and all(peek(table, _TLB_MASK + 64) for table in pairs[1::2]):
+            return probe.env - _TLB_WINDOW + at - probe.cpu
+    raise _fault("the translation lookaside buffers")
+
+
 def _find_enter(probe: _Probe) -> int:
     """`cpu_exec_enter` in the CPU's class: it and `cpu_exec_exit` do nothing, `cpu_exec_interrupt` follows them."""
     engine = probe.engine
@@ -339,6 +353,7 @@ def layout() -> Layout:
         probe.env_bytes = _context_bytes(probe)
         if not 0x2800 <= probe.env_bytes <= 0x8000:
             raise _fault("the size of the registers")
+        tlbs = _find_tlbs(probe)
         no_exit = _find_no_exit_request(probe)
         exception, index = _find_exception(probe)
         z, p = _find_vectors(probe)
@@ -358,6 +373,7 @@ def layout() -> Layout:
             spare_in_env=exclusive + 24,
             cp_regs_in_env=cp_regs,
             env_bytes=probe.env_bytes,
+            tlbs_in_cpu=tlbs,
             enter_in_cpu=enter,
             stop_in_uc=probe.stops[0].stop_in_uc,
             stop_in_cpu=probe.stops[0].stop_in_cpu,

@@ -25,6 +25,7 @@ TCG_BUFFER: Final = 64 << 20
 LOWEST: Final = 0x10000
 TOP: Final = 1 << 48
 PARANGE_48: Final = 5
+_TLBS_OF_GUESTS: Final = (0, 2, 3)  # EL0, EL1, EL1 with PAN: ARMMMUIdx_E10_0, E10_1, E10_1_PAN
 
 HCR_VM, HCR_FMO, HCR_IMO, HCR_AMO, HCR_VF, HCR_VI = 1 << 0, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7
 HCR_TWI, HCR_TID1, HCR_TID2, HCR_TID3, HCR_TSC = 1 << 13, 1 << 16, 1 << 17, 1 << 18, 1 << 19
@@ -84,6 +85,12 @@ class Instance:
                 "the emulated core's check failed: ID_AA64MMFR0_EL1 does not lie where Unicorn 2.1.4 keeps it"
             )
         word.value = word.value & ~0xF | PARANGE_48
+
+        # Whenever a page gets its first code, every entry of every TLB is looked at. Those of EL2, EL3 and the secure
+        # state, which nothing here ever uses, shrink to one entry each.
+        for number in range(calibrate.TLBS):
+            if number not in _TLBS_OF_GUESTS:
+                c_uint64.from_address(self.cpu + self.layout.tlbs_in_cpu + 16 * number).value = 0
 
     def _lowest_el2(self) -> None:
         maximal = self.model == "max"
@@ -173,6 +180,7 @@ class Instance:
 
 READ_CALLBACK = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_void_p)
 WRITE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_uint64)
+CHECK_CALLBACK = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, c_void_p, ctypes.c_int)  # of its own, to be called
 
 
 class RegInfo(ctypes.Structure):
