@@ -17,7 +17,7 @@ from kvm2.abi.structs_arm64 import (
 from kvm2.exits import Debug, Mmio, SystemEvent
 from kvm2.softkvm.sysregs_table import table
 
-from .rig import bench, play
+from .rig import bench, flat, play
 
 BREAKPOINT, STEP, WATCHPOINT, BRK, SVC = 0x31, 0x33, 0x35, 0x3C, 0x15
 IL = 1 << 25
@@ -218,13 +218,17 @@ def test_every_debug_register_is_answered_as_the_table_says(host):
     with bench(host) as b:
         b.load(".balign 0x200\n mov x0, #0\n .balign 0x200\n hvc #0\n str w1, [x20]\n", x20=MMIO)
         b.vcpu.set_reg("VBAR_EL1", b.gpa)
+        put = flat("mov x1, #0x1ef\n nop\n mov x1, #7\n str w1, [x20]")
+        get = flat("mov x1, #7\n nop\n str w1, [x20]")
         for row in registers:
-            op1, crn, crm, op2 = row.enc >> 11 & 7, row.enc >> 7 & 15, row.enc >> 3 & 15, row.enc & 7
-            name = f"s2_{op1}_c{crn}_c{crm}_{op2}"
-            b.load(f"mov x1, #0x1ef\n msr {name}, x1\n mov x1, #7\n str w1, [x20]", 0x800, x20=MMIO)
-            written = b.vcpu.run_once()
-            b.load(f"mov x1, #7\n mrs x1, {name}\n str w1, [x20]", 0x800, x20=MMIO)
-            read = b.vcpu.run_once()
+            move = 0xD510_0000 | (row.enc & 0x3FFF) << 5 | 1  # MSR s2_..., x1
+            results = []
+            for code, word in ((put, move), (get, move | 1 << 21)):
+                b.ram.write(0x800, code[:4] + word.to_bytes(4, "little") + code[8:])
+                b.vcpu.kick(), b.vcpu.run_once()  # the last access is over
+                b.vcpu.regs.pc = b.gpa + 0x800
+                results.append(b.vcpu.run_once())
+            written, read = results
             if row.access == "rw":
                 assert written.value == 7 and read.value == 0x1EF == b.vcpu.get_reg(sysregs.name_of(row.enc)), row
             elif row.access == "raz":
