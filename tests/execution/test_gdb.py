@@ -25,11 +25,14 @@ GDB = "gdb-multiarch"
 
 
 @contextmanager
-def served(rounds=2, cpus=1, high=False, host="neoverse-n1-4k", where=0):
+def served(rounds=2, cpus=1, high=False, host="neoverse-n1-4k", where=0, **spec):
     """A machine that runs guests/gdb.c in a thread, and its stub; at the end the guest has ended by itself."""
     options = (f"-DROUNDS={rounds}", f"-DSECOND={int(cpus > 1)}", "-g", "-fno-inline", *(["-DHIGH"] if high else []))
     image = build("gdb", RAM, *options)
-    with kvm2.open(host) as kvm, Machine(kvm, VmSpec(memory=(MemoryRange(RAM, RAM_SIZE),)), cpus=cpus) as machine:
+    with (
+        kvm2.open(host) as kvm,
+        Machine(kvm, VmSpec(memory=(MemoryRange(RAM, RAM_SIZE),), **spec), cpus=cpus) as machine,
+    ):
         machine.load(read_image(image, machine.memory))
         with gdb.serve(machine, where) as server:
             machine.results = []
@@ -260,6 +263,15 @@ def test_packets_that_make_no_sense_are_refused():
         client.socket.sendall(b"$?#00")
         assert client.socket.recv(1) in (b"+", b"-")
         assert client.ask("?").startswith("T05")
+        client.send("k")
+
+
+def test_with_sve_the_v_registers_are_the_low_ends_of_the_z_registers():
+    with served(rounds=1, host="graviton3", sve="vcpu") as (machine, server, _image), Client(server) as client:
+        machine.vcpus[0].set_reg("z1", bytes(range(256))[:32] + bytes(224))
+        assert client.ask("p23") == bytes(range(16)).hex()
+        assert client.ask("P23=" + "ab" * 16) == "OK"
+        assert machine.vcpus[0].get_reg("z1")[:32] == b"\xab" * 16 + bytes(range(16, 32))
         client.send("k")
 
 
