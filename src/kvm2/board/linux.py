@@ -197,7 +197,10 @@ class LinuxMachine(Board):
         """What `state` gave, on a machine made in the same way. UsageError where the devices are others."""
         devices = self.devices
         if set(devices) != set(state):
-            raise UsageError(f"a state of {', '.join(sorted(state))}, for a machine with {', '.join(sorted(devices))}")
+            raise UsageError(
+                f"the state is of a machine with the devices {', '.join(sorted(state))}, and this one has "
+                f"{', '.join(sorted(devices))}: make it with the same"
+            )
         for name, device in devices.items():
             device.restore(state[name])  # type: ignore[attr-defined]
 
