@@ -196,7 +196,7 @@ def test_a_machines_devices_are_kept_and_restored(kvm, machine, lines):
     with machine_with(kvm, cpus=2, virtio=[Rng()]) as other:
         other.restore(kept)
         assert other.state() == kept and (1 << 24 | 33, 1) in lines
-    with machine_with(kvm) as other, pytest.raises(UsageError, match="for a machine with rtc, uart"):
+    with machine_with(kvm) as other, pytest.raises(UsageError, match="this one has rtc, uart: make it"):
         other.restore(kept)
 
 
