@@ -40,9 +40,11 @@ MAPPINGS = {
 class Guest:
     """A machine under 4 KiB stage-2 pages whose stage 1 is the identity, and a window of its own."""
 
-    def __init__(self, model: str, shift: int) -> None:
+    def __init__(self, model: str, shift: int, soft: bool = False) -> None:
         self.arena = arena = Arena(SIZE + 4 * BLOCK)
-        self.machine = Machine(model, arena)
+        self.soft = soft
+        options = {"soft_mmu": lambda ipa, access: (ipa, 7)} if soft else {}
+        self.machine = Machine(model, arena, **options)
         self.code = arena.base
         first = -arena.base % BLOCK + arena.base + BLOCK  # two blocks of data, aligned as blocks
         self.old, self.new = first, first + BLOCK
@@ -57,8 +59,9 @@ class Guest:
 
     def start(self, shift: int, text: str, **registers: int) -> None:
         arena, machine = self.arena, self.machine
-        self.identity(arena.base, SIZE + 4 * BLOCK + (1 << 16))
-        machine.core.set_stage2(stage2_vtcr(12, 48, 0), self.stage2.root)
+        if not self.soft:
+            self.identity(arena.base, SIZE + 4 * BLOCK + (1 << 16))
+            machine.core.set_stage2(stage2_vtcr(12, 48, 0), self.stage2.root)
         tcr = 16 | 16 << 16 | TG0[shift] << 14 | TG1[shift] << 30 | 1 << 8 | 1 << 10 | 3 << 12 | 5 << 32
         machine.load(
             text,
@@ -83,15 +86,16 @@ def entry(tables: Tables, address: int, level: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("model", "mapping", "tlbi"),
+    ("model", "mapping", "tlbi", "soft"),
     [
-        *(("a72", "16K page", tlbi) for tlbi in OPS),
-        *((model, mapping, OPS[at]) for model in ("a72", "max") for at, mapping in enumerate(MAPPINGS)),
+        *(("a72", "16K page", tlbi, False) for tlbi in OPS),
+        *((model, mapping, OPS[at], False) for model in ("a72", "max") for at, mapping in enumerate(MAPPINGS)),
+        *(("a72", mapping, "tlbi vae1is", True) for mapping in MAPPINGS),
     ],
 )
-def test_by_address(model: str, mapping: str, tlbi: str) -> None:
+def test_by_address(model: str, mapping: str, tlbi: str, soft: bool) -> None:
     shift, level, distance = MAPPINGS[mapping]
-    guest = Guest(model, shift)
+    guest = Guest(model, shift, soft)
     arena, machine = guest.arena, guest.machine
     for at, base in enumerate((guest.old, guest.new)):
         for offset in (0, distance):

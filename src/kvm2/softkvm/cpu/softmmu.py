@@ -34,6 +34,10 @@ _IABT_LOW, _DABT_LOW, _EC_SHIFT = 0x20, 0x24, 26
 _IL, _S1PTW, _WNR = 1 << 25, 1 << 7, 1 << 6
 _PSTATE_PAN, _PSTATE_UAO = 1 << 22, 1 << 23
 _PAR_RES1, _PAR_F, _PAR_S = 1 << 11, 1, 1 << 9
+_LAST_LEVEL = 3
+_FAULTS_AT_PAGES = frozenset(
+    kind | _LAST_LEVEL for kind in (walk.ADDRESS_SIZE, walk.TRANSLATION, walk.ACCESS_FLAG, walk.PERMISSION)
+)
 _PERMISSION_LEVEL_3 = walk.PERMISSION | 3
 # AT S1E1R, S1E1W, S1E0R, S1E0W, and with PAN S1E1RP, S1E1WP.
 _AT: Final = (
@@ -148,6 +152,15 @@ class SoftMmu:
             return value
 
         return access
+
+    def mapping_size(self, address: int, granule: int) -> int:
+        """The size of what stage 1 maps at `address`, the granule for a hole among pages, 0 where nobody can tell."""
+        _, regime = self._state()
+        try:
+            found = walk.translate(regime, address, walk.Access(walk.READ, False), self._descriptor(regime))
+        except walk.WalkFault as fault:
+            return granule if fault.ipa is None and fault.status in _FAULTS_AT_PAGES else 0
+        return granule if found.level == _LAST_LEVEL else 0
 
     # ---- after a refusal
 

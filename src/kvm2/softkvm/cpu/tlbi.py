@@ -154,6 +154,8 @@ class TlbMaintenance:
         self._stage1 = Stage1(instance.env)
         self._tables = Tables(instance, self._stage1)
         self._index = self._fast.arm_mmu_idx_aarch64(instance.env) & _CORE_INDEX
+        # Where Python translates, the emulator's walk would take the guest's addresses for this process's.
+        self.walk: Callable[[int, int], int] | None = None
         self._sctlr, self._tcr = instance.cell(reg.SCTLR_EL1), instance.cell(reg.TCR_EL1)
         self._handler = self._instructions()
         next(self._handler)
@@ -207,9 +209,12 @@ class TlbMaintenance:
             granule = _TG1.get(tcr >> 30 & 3, _PAGE)
         else:
             granule = _TG0.get(tcr >> 14 & 3, _PAGE)
-        if granule == _PAGE and not sctlr & _SCTLR_EE and self._tables.has_pages(page, tcr):
+        if self.walk is not None:
+            size = self.walk(page, granule)
+        elif granule == _PAGE and not sctlr & _SCTLR_EE and self._tables.has_pages(page, tcr):
             return
-        size = self._stage1.size(page, granule)
+        else:
+            size = self._stage1.size(page, granule)
         if size == _PAGE:
             return
         if size != granule:
