@@ -244,9 +244,8 @@ class Execution:
             self._lock.release()
         return True
 
-    def _drop_code(self, va: int | None) -> None:
+    def _drop_code(self, hva: int | None) -> None:
         """IC IVAU: no core of the VM keeps what it translated from this cache line. None of the others runs now."""
-        hva = self.core.host_address(va) if va is not None else None
         if hva is None:
             self.vm.forget_code()
             self.core.stop()  # out and in again

@@ -47,8 +47,9 @@ def test_the_other_registers_of_caches_still_trap(machine: Machine, text: str) -
 def test_the_code_that_changed(machine: Machine) -> None:
     seen: list[int | None] = []
     machine.core.watch_code(seen.append)
-    assert machine.run("dc cvau, x4; ic ivau, x4; ic ivau, xzr; hvc #1", x4=0x1234_5678).esr & 0xFFFF == 1
-    assert seen == [0x1234_5678, 0]
+    line = machine.arena.base + 0x1040
+    assert machine.run("dc cvau, x4; ic ivau, x4; ic ivau, x5; hvc #1", x4=line, x5=1 << 50).esr & 0xFFFF == 1
+    assert seen == [line, None]
     for text in ("ic iallu", "ic ialluis"):
         trap = machine.run(text)
         assert (trap.ec, trap.pc - machine.arena.base) == (SYS64, 0)
@@ -68,7 +69,7 @@ def test_el0_needs_permission(machine: Machine) -> None:
 def test_code_behind_the_instruction_is_the_new_one(machine: Machine) -> None:
     """It drops its own block, and the one behind it, which was executed before."""
     core, base = machine.core, machine.arena.base
-    core.watch_code(lambda va: core.drop_code(base, 256))
+    core.watch_code(lambda host: core.drop_code(base, 256))
     text = "1: ic ivau, x4; isb; mov x1, #1; b 2f; 2: cbnz x2, 3f; mov x2, #1; str w9, [x10]; b 1b; 3: hvc #1"
     code = machine.load(text, x1=0, x2=0, x9=0xD2800041, x10=base + 8)  # mov x1, #2
     core.host_address(code)
@@ -79,7 +80,7 @@ def test_code_behind_the_instruction_is_the_new_one(machine: Machine) -> None:
 def test_a_failure_is_raised_and_the_instruction_comes_again(machine: Machine) -> None:
     core, broken = machine.core, True
 
-    def changed(va: int | None) -> None:
+    def changed(host: int | None) -> None:
         if broken:
             raise ZeroDivisionError
 

@@ -109,7 +109,7 @@ class Core(CoreSettings):
                 self._soft = SoftMmu(self, soft_mmu, soft_pa_bits)
                 self.watch = Watch(self, self._soft)
                 self._native_stage2 = False
-                self._tlbi.walk = self._soft.mapping_size
+                self._tlbi.walk, self._untrapped.by_tlb = self._soft.mapping_size, False
                 self._tlbi.everything = True
 
     def close(self) -> None:

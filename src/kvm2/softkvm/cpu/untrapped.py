@@ -2,8 +2,8 @@
 
 HCR_EL2.TID2 traps CTR_EL0 together with the registers that describe caches, and TPU traps IC IVAU, IC IALLU and DC CVAU
 alike. Here the trap's condition is exchanged in the core's own table of registers, one by one: CTR_EL0 reads a value
-that was set, DC CVAU does nothing, IC IVAU tells its address before it is executed, and what is left traps as the ID
-registers do, by TID3.
+that was set, DC CVAU does nothing, IC IVAU tells where it points before it is executed, and what is left traps as the
+ID registers do, by TID3.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _ID_AA64PFR0: Final = reg.enc(3, 0, 0, 4, 0)
 _CACHES: Final = (reg.enc(3, 1, 0, 0, 0), reg.enc(3, 1, 0, 0, 1), reg.enc(3, 2, 0, 0, 0))  # CCSIDR, CLIDR, CSSELR
 _IC_IALLUIS, _IC_IALLU, _IC_IVAU = reg.enc(1, 0, 7, 1, 0), reg.enc(1, 0, 7, 5, 0), reg.enc(1, 3, 7, 5, 1)
 _OK, _UNDEFINED = 0, 2
+_LOAD, _FETCH = 0, 2
+_CORE_INDEX: Final = 0xF  # the part of an ARMMMUIdx that numbers the TLBs
 _XZR: Final = 31
 _CHECK: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
@@ -33,6 +35,9 @@ class Untrapped:
 
     def __init__(self, instance: Instance, failed: Callable[[BaseException], None]) -> None:
         self._instance, self._failed = instance, failed
+        self._fast = instance.engine.FAST
+        # Its cached translations serve, where the emulator makes them itself: four times as fast as a walk.
+        self.by_tlb = True
         self._handler: Generator[int, int, None] | None = None
         self._kept: object = None
         self._by_tid3 = inst.register_info(instance, _ID_AA64PFR0).accessfn
@@ -44,8 +49,8 @@ class Untrapped:
             inst.register_info(self._instance, enc).accessfn = self._by_tid3
 
     def code(self, changed: Callable[[int | None], None]) -> None:
-        """`changed(address)` is called at each IC IVAU, None where the instruction could not be read; IC IALLU and IC
-        IALLUIS trap, HCR_EL2.TPU off. Before the first run."""
+        """`changed(host address)` is called at each IC IVAU, None where the guest's address would fault; IC IALLU and
+        IC IALLUIS trap, HCR_EL2.TPU off. Before the first run."""
         instance = self._instance
         for enc in (_IC_IALLU, _IC_IALLUIS):
             inst.register_info(instance, enc).accessfn = self._by_tid3
@@ -60,6 +65,22 @@ class Untrapped:
         info.type = 0
         info.fieldoffset = instance.layout.spare_in_env + 8 * (len(reg.STORED) + 1)
         self._kept = callback, native
+
+    def _line(self) -> int | None:
+        """Where in this process the line of the IC IVAU at PC lies."""
+        instance, fast, where = self._instance, self._fast, None
+        if self.by_tlb:
+            index = fast.arm_mmu_idx_aarch64(instance.env) & _CORE_INDEX
+            where = fast.tlb_vaddr_to_host_aarch64(instance.env, instance.pc_cell.value, _FETCH, index)
+        word = ctypes.c_uint8.from_address(where).value if where else instance.read_code(instance.pc_cell.value)
+        if word is None:
+            return None
+        target = word & _XZR
+        address = instance.x[target] if target != _XZR else 0
+        host: int | None = None
+        if where:
+            host = fast.tlb_vaddr_to_host_aarch64(instance.env, address, _LOAD, index)
+        return host or instance.host_address(address)
 
     def close(self) -> None:
         """The core is about to be freed."""
@@ -79,12 +100,7 @@ class Untrapped:
                     answer = _UNDEFINED
                     permitted = native(env, info, 0)
                     if permitted == _OK:
-                        word = instance.read_code(instance.pc_cell.value)
-                        if word is None:
-                            changed(None)
-                        else:
-                            target = word & _XZR
-                            changed(instance.x[target] if target != _XZR else 0)
+                        changed(self._line())
                     answer = permitted
             except GeneratorExit:
                 return
