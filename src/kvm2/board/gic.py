@@ -8,20 +8,13 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvm2.abi import vgic_attrs as va
 from kvm2.board import linux_layout as layout
 from kvm2.errors import EnvironmentFault, KvmError, UsageError
 
 if TYPE_CHECKING:
     from kvm2.device import Device
     from kvm2.vm import Vm
-
-# Groups and attributes of a vGIC's device, from asm/kvm.h (KVM_DEV_ARM_VGIC_GRP_*, KVM_VGIC_V*_ADDR_TYPE_*).
-GRP_ADDR, GRP_NR_IRQS, GRP_CTRL = 0, 3, 4
-V2_ADDR_DIST, V2_ADDR_CPU = 0, 1
-V3_ADDR_DIST, V3_ADDR_REDIST, ITS_ADDR, V3_ADDR_REDIST_REGION = 2, 3, 4, 5
-CTRL_INIT = 0
-_REGION_COUNT_SHIFT = 52  # of a redistributor region: count 63:52, base 51:16, flags 15:12, index 11:0
-V2_MOST_CPUS = 8
 
 
 @dataclass(frozen=True)
@@ -57,10 +50,9 @@ def choose_version(vm: Vm, cpus: int, wanted: int | None) -> int:
         asked = f"vGICv{wanted}" if wanted else "vGIC"
         raise EnvironmentFault(f"this host makes no {asked} (KVM_CREATE_DEVICE): it has {said}, and Linux needs one")
     version = wanted or have[0]
-    if version == 2 and cpus > V2_MOST_CPUS:
-        raise UsageError(
-            f"{cpus} vCPUs: a GICv2 serves {V2_MOST_CPUS}, and this host has {'no' if 3 not in have else 'a'} GICv3"
-        )
+    if version == 2 and cpus > va.VGIC_V2_MAX_CPUS:
+        other = "a" if 3 in have else "no"
+        raise UsageError(f"{cpus} vCPUs: a GICv2 serves {va.VGIC_V2_MAX_CPUS}, and this host has {other} GICv3")
     return version
 
 
@@ -85,37 +77,39 @@ def _made(vm: Vm, kind: str) -> Device:
 
 
 def _address(device: Device, attr: int, value: int) -> None:
-    device.set_device_attr(GRP_ADDR, attr, struct.pack("=Q", value))
+    device.set_device_attr(va.KVM_DEV_ARM_VGIC_GRP_ADDR, attr, struct.pack("=Q", value))
 
 
 def _initialise(device: Device, irqs: int) -> None:
-    device.set_device_attr(GRP_NR_IRQS, 0, struct.pack("=I", irqs))
-    device.set_device_attr(GRP_CTRL, CTRL_INIT)
+    device.set_device_attr(va.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, struct.pack("=I", irqs))
+    device.set_device_attr(va.KVM_DEV_ARM_VGIC_GRP_CTRL, va.KVM_DEV_ARM_VGIC_CTRL_INIT)
 
 
 def _make_v2(vm: Vm, irqs: int) -> Gic:
     device = _made(vm, "vgic-v2")
-    _address(device, V2_ADDR_DIST, layout.GIC_DIST)
-    _address(device, V2_ADDR_CPU, layout.GICV2_CPU)
+    _address(device, va.KVM_VGIC_V2_ADDR_TYPE_DIST, layout.GIC_DIST)
+    _address(device, va.KVM_VGIC_V2_ADDR_TYPE_CPU, layout.GICV2_CPU)
     _initialise(device, irqs)
     return Gic(2, irqs, device=device)
 
 
 def _make_v3(vm: Vm, cpus: int, irqs: int, its: bool) -> Gic:
     device = _made(vm, "vgic-v3")
-    _address(device, V3_ADDR_DIST, layout.GIC_DIST)
+    _address(device, va.KVM_VGIC_V3_ADDR_TYPE_DIST, layout.GIC_DIST)
     regions = layout.redistributors(cpus)
     if len(regions) == 1:
-        _address(device, V3_ADDR_REDIST, regions[0].base)  # also where the kernel is older than the regions
+        _address(
+            device, va.KVM_VGIC_V3_ADDR_TYPE_REDIST, regions[0].base
+        )  # also where the kernel is older than the regions
     else:
         for index, room in enumerate(regions):
             count = room.size // layout.REDIST_SIZE
-            _address(device, V3_ADDR_REDIST_REGION, count << _REGION_COUNT_SHIFT | room.base | index)
+            _address(device, va.KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, count << va.RDIST_COUNT_SHIFT | room.base | index)
     _initialise(device, irqs)
     if not its:
         return Gic(3, irqs, regions, device=device)
     translator = _made(vm, "vgic-its")
-    _address(translator, ITS_ADDR, layout.GIC_ITS)
-    translator.set_device_attr(GRP_CTRL, CTRL_INIT)
+    _address(translator, va.KVM_VGIC_ITS_ADDR_TYPE, layout.GIC_ITS)
+    translator.set_device_attr(va.KVM_DEV_ARM_VGIC_GRP_CTRL, va.KVM_DEV_ARM_VGIC_CTRL_INIT)
     room = layout.Room("ITS", layout.GIC_ITS, layout.GIC_ITS_SIZE)
     return Gic(3, irqs, regions, room, device, translator)

@@ -6,8 +6,11 @@ What steals time here is the other vCPUs of the VM, of which one runs at a time.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from kvm2.errors import KvmError
+from kvm2.softkvm import guest_memory
 from kvm2.softkvm.smccc import INVALID_GPA
 
 if TYPE_CHECKING:
@@ -19,11 +22,9 @@ _STOLEN_AT: Final = 8
 
 
 def _write(vcpu: Vcpu, offset: int, data: bytes) -> None:
-    base, vm = vcpu.steal_base + offset, vcpu.vm
-    slot = vm.slots.find(base >> vm.profile.page_shift)
-    if slot is not None:
-        vm.memory.write(slot.userspace_addr + base - slot.guest_phys_addr, data)
-        vm.slots.mark_dirty(base >> vm.profile.page_shift)
+    # The slot may have gone since the address was set: the kernel does not mind either.
+    with suppress(KvmError):
+        guest_memory.write(vcpu.vm, vcpu.steal_base + offset, data)
 
 
 def start(vcpu: Vcpu) -> int:
