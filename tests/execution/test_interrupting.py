@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -81,6 +82,45 @@ def test_an_exception_of_a_handler_reaches_the_caller():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+
+
+# Each keeps counting in x9, and goes to MMIO where something is not as it was left.
+ACCESSES = {
+    "virtual timer": "msr cntv_cval_el0, x9\n mrs x10, cntv_cval_el0",
+    "physical timer": "msr cntp_cval_el0, x9\n mrs x10, cntp_cval_el0",
+    "exits": "mov x10, x9\n str x9, [x2]",
+}
+
+
+@pytest.mark.parametrize("text", ACCESSES.values(), ids=ACCESSES.keys())
+def test_a_handlers_exception_in_the_midst_of_an_access(text):
+    """No access is lost, no lock is kept: neither the next KVM_RUN nor the end of the VM waits for ever."""
+    seen = 0
+
+    def handler(number, frame):
+        nonlocal seen
+        seen += 1
+        raise KeyboardInterrupt
+
+    with bench() as b:
+        b.run("str x9, [x2]", x2=0x0A00_0000)  # the core is there; the exit is completed at the next run: the `nop`
+        loop = (
+            f"nop\n movz x9, #1, lsl #48\n 1: add x9, x9, #1\n {text}\n cmp x9, x10\n b.eq 1b\n 2: str x9, [x1]\n b 2b"
+        )
+        b.load(loop, 0x100, x1=0x0B00_0000, x2=0x0A00_0000)
+        old = signal.signal(signal.SIGALRM, handler)
+        try:
+            for count in range(200):
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, 0.001 + count % 20 / 10_000)
+                    while seen == count:
+                        exit = b.vcpu.run_once()
+                        if isinstance(exit, Mmio):
+                            assert exit.address == 0x0A00_0000, (hex(b.vcpu.regs.x9), hex(b.vcpu.regs.x10))
+                assert seen == count + 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
 
 
 def test_immediate_exit():

@@ -110,10 +110,10 @@ class Timer:
         with self._looking:
             level = self.should_fire()
             if level != self.level:
-                self.level = level
                 vgic = vcpu.vm.vgic
                 if vgic is not None:
                     vgic.inject(vcpu.gic, vcpu.vm.arm.timer_ppi[self.kind], level, owner=self)
+                self.level = level  # now: where a signal's exception came before, this is done again
             alarm().set(self, None if level else self.deadline())
 
     def fired(self) -> None:
@@ -196,6 +196,6 @@ class VcpuTimers:
         def set_value(value: int) -> None:
             timer.value = value
 
-        core.override(CNTV_CTL_EL0, lambda: timer.control, set_control)
-        core.override(CNTV_CVAL_EL0, lambda: timer.compare, set_compare)
-        core.override(CNTV_TVAL_EL0, lambda: timer.value, set_value)
+        core.replace(CNTV_CTL_EL0, lambda: timer.control, set_control)
+        core.replace(CNTV_CVAL_EL0, lambda: timer.compare, set_compare)
+        core.replace(CNTV_TVAL_EL0, lambda: timer.value, set_value)

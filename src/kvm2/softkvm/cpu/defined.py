@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvm2.errors import EnvironmentFault
@@ -75,7 +76,25 @@ class Definitions:
         if (found.accessfn, found.fieldoffset) != (info.accessfn, info.fieldoffset):
             raise EnvironmentFault("the emulated core's check failed: Unicorn 2.1.4 describes registers in another way")
 
-    def _accesses(self, read: Read | None, write: Write | None) -> Generator[int, int, None]:
+    def replace(self, enc: int, read: Callable[[], int], write: Callable[[int], None]) -> None:
+        """See `Core.replace`."""
+        info = inst.register_info(self._instance, enc)
+        check = inst.CHECK_CALLBACK(info.accessfn)
+        handler = self._accesses(read, write, partial(check, self._instance.env, ctypes.addressof(info)))
+        next(handler)
+        callback = ACCESS_CALLBACK(handler.send)
+        info.accessfn = ctypes.cast(callback, ctypes.c_void_p).value
+        info.fieldoffset, info.readfn, info.writefn = self._offset, None, None
+        # What is not the guest's own access asks no check.
+        reader = inst.READ_CALLBACK(lambda env, description: read() & _MASK)
+        writer = inst.WRITE_CALLBACK(lambda env, description, value: write(value))
+        info.raw_readfn = ctypes.cast(reader, ctypes.c_void_p).value
+        info.raw_writefn = ctypes.cast(writer, ctypes.c_void_p).value
+        self._kept += [handler, callback, reader, writer]
+
+    def _accesses(
+        self, read: Read | None, write: Write | None, native: Callable[[int], int] = lambda is_read: _OK
+    ) -> Generator[int, int, None]:
         # A generator for the same reason as Core._exceptions: a signal's exception is raised inside the `try`.
         answer, gate = _OK, self._gate
         while True:
@@ -83,9 +102,10 @@ class Definitions:
                 while True:
                     yield answer
                     answer = _UNDEFINED
+                    permitted = native(0)
                     gate.in_hook = True
-                    if self._access(read, write):
-                        answer = _OK
+                    if permitted != _OK or self._access(read, write):
+                        answer = permitted
                     gate.in_hook = False
             except GeneratorExit:
                 return

@@ -73,9 +73,14 @@ class CoreSettings:
     def override(self, enc: int, read: Callable[[], int] | None, write: Callable[[int], None] | None) -> None:
         """Let functions answer the guest's reads and writes of a register that the core knows and does not trap.
 
-        Before the first `run`. The virtual timer needs it: the core ignores writes to CNTV_*.
+        Before the first `run`. What they raise is lost: `replace` is for functions during which a signal may come.
         """
         self._registers.override(enc, read, write)
+
+    def replace(self, enc: int, read: Callable[[], int], write: Callable[[int], None]) -> None:
+        """As `define`, for a register that the core knows and whose own check of the access stays. The virtual timer
+        needs it: the core ignores writes to CNTV_*."""
+        self._defined.replace(enc, read, write)
 
     def define(self, enc: int, read: Read | None, write: Write | None) -> None:
         """Add a register of EL1 that the core does not have (ICC_*_EL1); `knows` is then true.
@@ -177,8 +182,8 @@ class CoreSettings:
         self._hcr.set(inst.HCR_TID2, False)
 
     def watch_code(self, changed: Callable[[int | None], None]) -> None:
-        """`changed(va)` is called at IC IVAU; IC IALLU still traps, DC CVAU does nothing. Instead of `set_traps`, which
-        costs a trap for each of them. None stands for an address that is not known. Before the first `run`."""
+        """`changed(host address)` is called at IC IVAU; IC IALLU still traps, DC CVAU does nothing. Instead of
+        `set_traps`, which costs a trap for each. None: the guest's address would fault. Before the first `run`."""
         self._untrapped.code(changed)
 
     # ---- state
