@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kvm2.abi import exits
 from kvm2.errors import KvmError
-from kvm2.softkvm import faults, guest_debug, hypercall, mmio, signals, stolen_time
+from kvm2.softkvm import code_lines, faults, guest_debug, hypercall, mmio, signals, stolen_time
 from kvm2.softkvm.cpu.core import Core
 from kvm2.softkvm.smccc import INVALID_GPA
 
@@ -247,10 +247,8 @@ class Execution:
     def _drop_code(self, hva: int | None) -> None:
         """IC IVAU: no core of the VM keeps what it translated from this cache line. None of the others runs now."""
         if hva is None:
-            self.vm.forget_code()
-            self.core.stop()  # out and in again
-            return
-        if hva >> self.vm.format.page_shift not in self.vm.code_pages:
+            hva = code_lines.line_at_pc(self)
+        if hva is None or hva >> self.vm.format.page_shift not in self.vm.code_pages:
             return
         for other in self.vm.executions:
             if other.core is not None:

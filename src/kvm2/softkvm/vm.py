@@ -322,6 +322,7 @@ class Vm:
                 last = min(address + size, slot.userspace_addr + slot.memory_size)
                 if first < last:
                     self.stage2.unmap(first - slot.userspace_addr + slot.guest_phys_addr, last - first)
+            self.forget_code()  # other memory may come to the same place
 
     def forget_code(self) -> None:
         """Every core drops its translated instructions before it runs again."""
