@@ -31,8 +31,8 @@ class Machine(LinuxMachine):
         super().mmio(exit)
 
 
-def play(host: str, cpus: int) -> Ran:
-    image = build("gic", RAM, f"-DCPUS={cpus}", f"-DROUNDS={ROUNDS}")
+def play(host: str, cpus: int, name: str = "gic") -> Ran:
+    image = build(name, RAM, f"-DCPUS={cpus}", f"-DROUNDS={ROUNDS}")
     spec = VmSpec(memory=(MemoryRange(RAM, RAM_SIZE),))
     with kvm2.open(host) as kvm, Machine(kvm, spec, cpus=cpus, its=False) as machine:
         machine.load(read_image(image, machine.memory), params=False)
@@ -40,6 +40,41 @@ def play(host: str, cpus: int) -> Ran:
         ran = Ran(machine, result, RAM)
         assert result.ended == "shutdown", (result, [hex(v.regs.pc) for v in machine.vcpus], ran.out(), ran.log())
     return ran
+
+
+PRIORITIES, SPURIOUS, PIDR2, ROUTE = 0xF8F8F8F8, 1023, 0x3B, 0xFFFFFF
+NOT_SUPPORTED, INVALID_PARAMETERS, PSCI_1_1 = 2**64 - 1, 2**64 - 2, 0x10001
+RACES = 20
+
+
+@pytest.mark.parametrize("host", ["max-4k-6.12", "cortex-a57-4k"])
+def test_frames_states_timers_and_races(host: str) -> None:
+    """After what kvm-unit-tests ask of gic, timer and psci."""
+    ran = play(host, 4, "timergic")
+    assert not any(ran.log(cpu) or (cpu and ran.out(cpu)) for cpu in range(4))
+    words = iter(ran.out())
+
+    def following(count: int) -> list[int]:
+        return [next(words) for _ in range(count)]
+
+    assert following(2) == [1, PIDR2], "TYPER and IIDR cannot be written"
+    assert following(3) == [PRIORITIES, 0x40302010, 0x30], "priorities, by words and bytes"
+    assert following(2) == [0, 0], "a byte of IIDR, an interrupt that there is not"
+    assert following(4) == [1, 1 << 32 | 1 << 8, PIDR2, 0], "the redistributor's TYPER by halves, ITARGETSR"
+    assert next(words) == ROUTE, "no Aff3"
+    for kind in ("level", "edge"):
+        assert following(6) == [1, 0, 0, 0, 1, 0], f"{kind}: pending, taken back, active, deactivated"
+    assert following(2) == [0, 1], "EOImode 1"
+    assert following(3) == [1, 2, SPURIOUS], "distributor off and on"
+    for timer in ("virtual", "physical"):
+        assert following(7) == [0, 1, 5, 0, 0, 1, 0], f"{timer}: future, past, CTL, masked, off, CVAL 0, CVAL -1"
+        assert following(3) == [1, 1, 2], f"{timer}: WFI until TVAL, its sign, TVAL 0"
+    assert next(words) == 1, "WFI sleeps though a timer fired whose interrupt is off"
+    assert following(4) == [PSCI_1_1, INVALID_PARAMETERS, INVALID_PARAMETERS, 0], "affinities"
+    assert following(3) == [INVALID_PARAMETERS, NOT_SUPPORTED, NOT_SUPPORTED], "SYSTEM_RESET2, _SUSPEND, unknown"
+    assert following(3) == [0, 0, 0], "CPU_SUSPEND with an interrupt that waits; CPU_ON"
+    assert following(4) == [RACES, 2 * RACES, 0, RACES], "of three that turn a CPU on, one does"
+    assert not list(words)
 
 
 def journals(words: Iterator[int], count: int) -> list[list[int]]:

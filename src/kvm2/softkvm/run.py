@@ -58,6 +58,7 @@ class Execution:
         self.stale = False
         self.wait_for_interrupt = False
         self._running = False
+        self._waiting = False  # in WFI
         self._inside = False  # about to enter the guest, in it, or in a trap of it
         self._thread = 0
         self._signalled = False
@@ -155,7 +156,7 @@ class Execution:
                 continue
             if self.vcpu.suspended():
                 self._wait_for_interrupt()
-                if self.vcpu.runnable():
+                if self.vcpu.runnable() or self._timers_changed():
                     return hypercall.wake_up(self)
                 continue
             if self._timers_changed():
@@ -288,11 +289,19 @@ class Execution:
         core.set_fiq(gic.fiq_line or self.vcpu.fiq_input)
 
     def _wait_for_interrupt(self) -> None:
-        """WFI (`kvm_vcpu_block`): until an interrupt is pending, a timer has fired, or a signal arrives."""
-        while not (self._signalled or self.vm.dead or self.vcpu.runnable() or self.vcpu.timers.pending()):
+        """WFI (`kvm_vcpu_block`): until an interrupt is pending, userspace has to hear of a timer, or a signal arrives.
+        A timer that fired ends it by its interrupt only."""
+        self._waiting = True
+        while not (self._signalled or self.vm.dead or self.vcpu.runnable() or self._timers_changed()):
             if self.vcpu.stopped():
-                return
+                break
             self._nap()
+        self._waiting = False
+
+    def interrupt_pending(self) -> None:
+        """One that may end WFI, though it changes no line: what is active has as high a priority."""
+        if self._waiting:
+            self._wake.set()
 
     def _timers_changed(self) -> bool:
         """kvm_timer_should_notify_user: without a vGIC, userspace delivers the timers' interrupts."""

@@ -170,10 +170,6 @@ class VcpuTimers:
         for timer in self.timers:
             timer.control = 0
 
-    def pending(self) -> bool:
-        """kvm_cpu_has_pending_timer: one has fired, whatever the interrupt controller makes of it."""
-        return any(timer.should_fire() for timer in self.timers)
-
     def levels(self) -> int:
         """KVM_ARM_DEV_EL1_*: for `device_irq_level` of a VM without a vGIC."""
         return sum(bit for timer, bit in zip(self.timers, _LEVEL_BITS, strict=True) if timer.should_fire())

@@ -55,6 +55,9 @@ class Running(Protocol):
     def interrupt_lines_changed(self) -> None:
         """The interrupt controller's lines to this vCPU changed."""
 
+    def interrupt_pending(self) -> None:
+        """An interrupt is pending that may have changed no line."""
+
 
 class PowerOn(NamedTuple):
     """A reset that PSCI CPU_ON asked for."""
@@ -206,6 +209,11 @@ class Vcpu:
         """The vGIC signals an interrupt, or no longer does."""
         if self.execution is not None:
             self.execution.interrupt_lines_changed()
+
+    def interrupt_pending(self) -> None:
+        """An interrupt waits here; whether it is signalled or not, WFI ends."""
+        if self.execution is not None:
+            self.execution.interrupt_pending()
 
     def runnable(self) -> bool:
         """kvm_arch_vcpu_runnable: an interrupt waits for a vCPU that is not powered off."""

@@ -203,6 +203,8 @@ class Vgic:
             else:
                 to.lpis.add(irq)
             to.refresh()
+            if not irq.active:
+                to.vcpu.interrupt_pending()
 
     def update_all(self) -> None:
         """After the distributor was enabled or disabled, or a state was restored: every interrupt is looked at."""
