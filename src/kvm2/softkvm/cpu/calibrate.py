@@ -20,6 +20,7 @@ from typing import Final
 from kvm2.errors import EnvironmentFault
 from kvm2.softkvm.cpu import engine as uc
 from kvm2.softkvm.cpu.peek import peek, peek_prefix
+from kvm2.softkvm.cpu.undisturbed import undisturbed
 
 _INTR_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, ctypes.c_uint32, c_void_p)
 ENTER_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
@@ -345,6 +346,7 @@ def _find_enter(probe: _Probe) -> int:
 
 
 @functools.cache
+@undisturbed
 def layout() -> Layout:
     """The layout of the loaded library, found at the first call (5 ms); EnvironmentFault if it is another one."""
     probe = _Probe()

@@ -21,6 +21,7 @@ from kvm2.softkvm.cpu import calibrate, decode, walk
 from kvm2.softkvm.cpu import engine as uc
 from kvm2.softkvm.cpu import registers as reg
 from kvm2.softkvm.cpu.peek import peek_prefix
+from kvm2.softkvm.cpu.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from kvm2.softkvm.cpu.core import Core
@@ -237,6 +238,7 @@ class _Stage2Fault(Exception):
 
 
 @functools.cache
+@undisturbed
 def fault_address_offset() -> int:
     """Where an instance keeps the address of a refused translation: found by refusing a known one."""
     engine = uc.engine()
