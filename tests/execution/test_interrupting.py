@@ -9,12 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+import kvm2
+from kvm2.board.linux import LinuxMachine
 from kvm2.exits import Interrupted, Mmio, SystemEvent
+from kvm2.spec import MemoryRange, VmSpec
 
-from .rig import RAM, bench, flat
+from .rig import RAM, RAM_SIZE, bench, flat
 
 OFF = "\n mov w0, #8\n movk w0, #0x8400, lsl #16\n hvc #0"
 SPIN = "1: add x9, x9, #1\n b 1b"
@@ -90,11 +95,13 @@ ACCESSES = {
     "physical timer": "msr cntp_cval_el0, x9\n mrs x10, cntp_cval_el0",
     "exits": "mov x10, x9\n str x9, [x2]",
 }
+LOOP = "1: add x9, x9, #1\n {}\n cmp x9, x10\n b.eq 1b\n 2: str x9, [x1]\n b 2b"
+DEVICE, WRONG = 0x0A00_0000, 0x0B00_0000
 
 
-@pytest.mark.parametrize("text", ACCESSES.values(), ids=ACCESSES.keys())
-def test_a_handlers_exception_in_the_midst_of_an_access(text):
-    """No access is lost, no lock is kept: neither the next KVM_RUN nor the end of the VM waits for ever."""
+@contextlib.contextmanager
+def interruptions(count: int) -> Iterator[Callable[[Any], None]]:
+    """Within it `until(vcpu)` runs a guest while `count` signals come, whose handler raises."""
     seen = 0
 
     def handler(number, frame):
@@ -102,25 +109,69 @@ def test_a_handlers_exception_in_the_midst_of_an_access(text):
         seen += 1
         raise KeyboardInterrupt
 
-    with bench() as b:
-        b.run("str x9, [x2]", x2=0x0A00_0000)  # the core is there; the exit is completed at the next run: the `nop`
-        loop = (
-            f"nop\n movz x9, #1, lsl #48\n 1: add x9, x9, #1\n {text}\n cmp x9, x10\n b.eq 1b\n 2: str x9, [x1]\n b 2b"
-        )
-        b.load(loop, 0x100, x1=0x0B00_0000, x2=0x0A00_0000)
-        old = signal.signal(signal.SIGALRM, handler)
-        try:
-            for count in range(200):
-                with contextlib.suppress(KeyboardInterrupt):
-                    signal.setitimer(signal.ITIMER_REAL, 0.001 + count % 20 / 10_000)
-                    while seen == count:
-                        exit = b.vcpu.run_once()
-                        if isinstance(exit, Mmio):
-                            assert exit.address == 0x0A00_0000, (hex(b.vcpu.regs.x9), hex(b.vcpu.regs.x10))
-                assert seen == count + 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old)
+    def until(vcpu: Any) -> None:
+        for number in range(count):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + number % 20 / 10_000)
+                while seen == number:
+                    exit = vcpu.run_once()
+                    if isinstance(exit, Mmio):
+                        assert exit.address != WRONG, (hex(vcpu.regs.x9), hex(vcpu.regs.x10))
+            assert seen == number + 1
+
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield until
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@pytest.mark.parametrize("text", ACCESSES.values(), ids=ACCESSES.keys())
+def test_a_handlers_exception_in_the_midst_of_an_access(text):
+    """No access is lost, no lock is kept: neither the next KVM_RUN nor the end of the VM waits for ever."""
+    with bench() as b, interruptions(200) as until:
+        b.load("movz x9, #1, lsl #48\n" + LOOP.format(text), x1=WRONG, x2=DEVICE)
+        until(b.vcpu)
+
+
+GIC = """
+    movz x11, #0x080b, lsl #16  // vCPU 0's SGIs: group 1, enabled
+    mov w12, #-1
+    str w12, [x11, #0x80]
+    str w12, [x11, #0x100]
+    movz x11, #0x0800, lsl #16
+    mov w12, #0x12
+    str w12, [x11]
+    mov x12, #0xff
+    msr S3_0_C4_C6_0, x12       // ICC_PMR_EL1
+    mov x12, #1
+    msr S3_0_C12_C12_7, x12     // ICC_IGRPEN1_EL1
+    isb
+    movz x13, #0x300, lsl #16
+    movk x13, #1
+1:  msr S3_0_C12_C11_5, x13     // ICC_SGI1R_EL1: 3, to itself
+    isb
+    mrs x10, S3_0_C12_C12_0     // ICC_IAR1_EL1
+    msr S3_0_C12_C12_1, x10     // ICC_EOIR1_EL1
+    mrs x9, S3_0_C12_C11_3      // ICC_RPR_EL1
+    cmp x9, #0xff
+    ccmp x10, #3, #0, eq
+    b.eq 1b
+    str x10, [x1]
+    b 1b
+"""
+
+
+def test_a_handlers_exception_in_the_midst_of_an_interrupt():
+    """None is acknowledged twice or ended twice: the guest would never get it again."""
+    spec = VmSpec(memory=(MemoryRange(RAM, RAM_SIZE),))
+    with kvm2.open("max-4k-6.12") as kvm, LinuxMachine(kvm, spec, its=False) as machine:
+        machine.vm.write(RAM, flat(GIC))
+        vcpu = machine.vcpus[0]
+        vcpu.regs.pc, vcpu.regs.x1 = RAM, WRONG
+        with interruptions(300) as until:
+            until(vcpu)
 
 
 def test_immediate_exit():

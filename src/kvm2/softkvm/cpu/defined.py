@@ -48,14 +48,14 @@ class Definitions:
         self._word = ctypes.c_uint64.from_address(instance.env + self._offset)
         self._kept: list[Any] = []  # the library has only the addresses
 
-    def define(self, enc: int, read: Read | None, write: Write | None) -> None:
+    def define(self, enc: int, read: Read | None, write: Write | None, done: Callable[[], None] | None = None) -> None:
         """See `Core.define`."""
         instance = self._instance
         if enc >> 14 < _OP0_SYSTEM or enc >> 16 or enc >> 11 & 7 > _OP1_EL1:
             raise EnvironmentFault(f"{enc:#06x} is not the encoding of an EL1 register (op0 2 or 3, op1 0 to 3)")
         if inst.register_info(instance, enc, missing_ok=True) is not None:
             raise EnvironmentFault(f"the emulated core has system register {enc:#06x} itself: use `override`")
-        handler = self._accesses(read, write)
+        handler = self._accesses(read, write, done=done)
         next(handler)
         callback = ACCESS_CALLBACK(handler.send)
         info = inst.RegInfo(
@@ -93,28 +93,32 @@ class Definitions:
         self._kept += [handler, callback, reader, writer]
 
     def _accesses(
-        self, read: Read | None, write: Write | None, native: Callable[[int], int] = lambda is_read: _OK
+        self,
+        read: Read | None,
+        write: Write | None,
+        native: Callable[[int], int] = lambda is_read: _OK,
+        done: Callable[[], None] | None = None,
     ) -> Generator[int, int, None]:
         # A generator for the same reason as Core._exceptions: a signal's exception is raised inside the `try`.
+        # An access comes again where `answer` is still "undefined"; a signal may come at the end of the loop too.
         answer, gate = _OK, self._gate
         while True:
             try:
                 while True:
-                    yield answer
-                    answer = _UNDEFINED
+                    given, answer = answer, _UNDEFINED
+                    yield given
                     permitted = native(0)
                     gate.in_hook = True
-                    if permitted != _OK or self._access(read, write):
+                    if permitted != _OK or self._access(read, write, done):
                         answer = permitted
                     gate.in_hook = False
             except GeneratorExit:
                 return
             except BaseException as failure:
                 gate.in_hook = False
-                answer = _UNDEFINED
                 self._failed(failure)
 
-    def _access(self, read: Read | None, write: Write | None) -> bool:
+    def _access(self, read: Read | None, write: Write | None, done: Callable[[], None] | None) -> bool:
         instance = self._instance
         # Which way, and for a write which X: only the instruction tells. Looking at it is half the cost.
         word = _READS if write is None else instance.read_code(instance.pc_cell.value)
@@ -125,9 +129,13 @@ class Definitions:
             if value is None:
                 return False
             self._word.value = value & _MASK
-            return True
-        target = word & _XZR
-        return write is not None and write(instance.x[target] if target != _XZR else 0) is not False
+        else:
+            target = word & _XZR
+            if write is None or write(instance.x[target] if target != _XZR else 0) is False:
+                return False
+        if done is not None:
+            done()
+        return True
 
     def close(self) -> None:
         """The core is about to be freed."""

@@ -82,16 +82,19 @@ class CoreSettings:
         needs it: the core ignores writes to CNTV_*."""
         self._defined.replace(enc, read, write)
 
-    def define(self, enc: int, read: Read | None, write: Write | None) -> None:
+    def define(
+        self, enc: int, read: Read | None, write: Write | None, *, done: Callable[[], None] | None = None
+    ) -> None:
         """Add a register of EL1 that the core does not have (ICC_*_EL1); `knows` is then true.
 
         `read()` answers an MRS, `write(value)` takes an MSR; None, or an answer of None to a read and False to a write:
         an undefined instruction. At EL0 it is undefined always. The functions run inside the emulator with PC at the
         instruction; interrupt lines that a write changes count from the next instruction on, and `stop` in a write
         ends `run` behind it (in a read: behind its basic block). What they raise `run` raises, with PC at the access,
-        which comes again. Before the first `run` of code that uses the register.
+        which comes again unless `done()` has returned, which is called when the guest has its answer. Before the first
+        `run` of code that uses the register.
         """
-        self._defined.define(enc, read, write)
+        self._defined.define(enc, read, write, done)
 
     def _fail(self, failure: BaseException) -> None:
         raise NotImplementedError  # of the part that runs

@@ -50,6 +50,9 @@ class CpuInterface:
         self.eoimode = self.cbpr = self.grpen0 = self.grpen1 = self.ackctl = False
         self.fiqen = True
         self.ap0r = self.ap1r = 0
+        # Of an IAR or EOIR whose access a signal's exception ended, and which comes again: what it has done so far.
+        self.acknowledged: tuple[Irq, int] | None = None
+        self.dropped: int | None = None
         self.priority_bits, self.id_bits = PRIORITY_BITS, ID_BITS
 
     def reset(self, model: str) -> None:
@@ -129,44 +132,55 @@ class CpuInterface:
 
     # ---- acknowledge, end, deactivate
 
-    def acknowledge(self, group: int | None) -> tuple[int, int]:
+    def acknowledge(self, group: int | None, keep: bool = False) -> tuple[int, int]:
         """Reads IAR: (number, source vCPU of a GICv2 SGI) of the interrupt that becomes active, 1023 for none.
 
-        `group` is the register's; None takes whichever comes (GICv2 with AckCtl).
+        `group` is the register's; None takes whichever comes (GICv2 with AckCtl). With `keep` it is the answer until
+        `done`: whose access is ended in between asks again.
         """
-        irq = self._highest()
-        if irq is None or (group is not None and irq.group != group) or not self._signalled(irq):
-            return SPURIOUS, 0
-        level = 1 << (self.preemption(irq.priority, irq.group) >> PRIORITY_STEP)
-        if irq.group:
-            self.ap1r |= level
-        else:
-            self.ap0r |= level
-        source = self._activate(irq)
+        if self.acknowledged is None:
+            irq = self._highest()
+            if irq is None or (group is not None and irq.group != group) or not self._signalled(irq):
+                return SPURIOUS, 0
+            self.acknowledged = self._activate(irq)
+        irq, source = self.acknowledged
         cpu = self._cpu
         if cpu.vcpu.vm.observer is not None:
             cpu.vcpu.vm.observe("irq-ack", intid=irq.intid, vcpu=cpu.vcpu.vcpu_id)
         cpu.vgic.update(irq)
         cpu.refresh()
+        if not keep:
+            self.acknowledged = None
         return irq.intid, source
 
-    def _activate(self, irq: Irq) -> int:
-        source = 0
-        if self.v2 and irq.intid < NR_SGIS and irq.source:
+    def _activate(self, irq: Irq) -> tuple[Irq, int]:
+        """Its priority and it become active; with the source. Whole or not at all: behind the calls no signal comes."""
+        level = 1 << (self.preemption(irq.priority, irq.group) >> PRIORITY_STEP)
+        from_source = self.v2 and irq.intid < NR_SGIS and irq.source
+        source = (irq.source & -irq.source).bit_length() - 1 if from_source else 0
+        if irq.group:
+            self.ap1r |= level
+        else:
+            self.ap0r |= level
+        if from_source:
             # One sender's request at a time; the interrupt stays pending for the others (vgic_v2_populate_lr).
-            source = (irq.source & -irq.source).bit_length() - 1
             irq.source &= irq.source - 1
             irq.active_source = source
-            irq.pending_latch = bool(irq.source)
+            irq.pending_latch = irq.source != 0
         else:
             irq.pending_latch = False
         irq.active = irq.intid < MIN_LPI  # LPIs have no active state
-        return source
+        return irq, source
 
-    def end(self, group: int, intid: int, source: int = 0) -> None:
+    def done(self) -> None:
+        """The guest has what it accessed."""
+        self.acknowledged = self.dropped = None
+
+    def end(self, group: int, intid: int, source: int = 0, keep: bool = False) -> None:
         """Writes EOIR: drops the priority, and with EOImode 0 deactivates (__vgic_v3_write_eoir)."""
-        dropped = self._drop_priority()
-        cpu = self._cpu
+        if self.dropped is None:
+            self.dropped = self._drop_priority()
+        dropped, cpu = self.dropped, self._cpu
         if cpu.vcpu.vm.observer is not None:
             cpu.vcpu.vm.observe("irq-eoi", intid=intid, vcpu=cpu.vcpu.vcpu_id)
         if intid < MIN_LPI and not self.eoimode:
@@ -174,17 +188,22 @@ class CpuInterface:
             if irq is not None and irq.group == group and self.preemption(irq.priority, group) == dropped:
                 self._deactivate(irq)
         cpu.refresh()
+        if not keep:
+            self.dropped = None
 
     def _drop_priority(self) -> int:
         """Clears the highest active preemption level of both groups; which it was (__vgic_v3_clear_highest_active)."""
         zero, one = self.ap0r & -self.ap0r, self.ap1r & -self.ap1r
         if not zero and not one:
             return IDLE
-        if zero and (not one or zero < one):
+        group0 = zero and (not one or zero < one)
+        priority = ((zero if group0 else one).bit_length() - 1) << PRIORITY_STEP
+        # Behind the last call: no signal comes in between.
+        if group0:
             self.ap0r ^= zero
-            return (zero.bit_length() - 1) << PRIORITY_STEP
-        self.ap1r ^= one
-        return (one.bit_length() - 1) << PRIORITY_STEP
+        else:
+            self.ap1r ^= one
+        return priority
 
     def _active(self, intid: int, source: int) -> Irq | None:
         irq = self._cpu.listed.get(intid)

@@ -117,6 +117,20 @@ def write(cpu: VgicCpu, enc: int, value: int) -> None:
         WRITES[enc](cpu, value)
 
 
+def _acknowledge(cpu: VgicCpu, group: int) -> int:
+    with cpu.vgic.lock:
+        return cpu.interface.acknowledge(group, keep=True)[0]
+
+
+def _end(cpu: VgicCpu, group: int, value: int) -> None:
+    with cpu.vgic.lock:
+        cpu.interface.end(group, value & INTID_MASK, keep=True)
+
+
+# Those that cannot simply be done again where a signal's exception ended the access: (IAR, EOIR) of each group.
+ONCE: Final = ((sr.ICC_IAR0_EL1, sr.ICC_EOIR0_EL1), (sr.ICC_IAR1_EL1, sr.ICC_EOIR1_EL1))
+
+
 def define(core: Core, vcpu: Vcpu) -> None:
     """Gives a core the registers, where its VM has a vGICv3. Without any vGIC the host's own ICC_SRE_EL1 shows: nothing
     traps it."""
@@ -125,9 +139,13 @@ def define(core: Core, vcpu: Vcpu) -> None:
         core.define(sr.ICC_SRE_EL1, lambda: SRE, lambda value: None)
     if vm.irqchip != "v3":
         return
-    for enc in READS.keys() | WRITES.keys():
+    cpu, face = vcpu.gic, vcpu.gic.interface
+    for group, (iar, eoir) in enumerate(ONCE):
+        core.define(iar, partial(_acknowledge, cpu, group), None, done=face.done)
+        core.define(eoir, None, partial(_end, cpu, group), done=face.done)
+    for enc in (READS.keys() | WRITES.keys()).difference(*ONCE):
         core.define(
             enc,
-            partial(read, vcpu.gic, enc) if enc in READS else None,
-            partial(write, vcpu.gic, enc) if enc in WRITES else None,
+            partial(read, cpu, enc) if enc in READS else None,
+            partial(write, cpu, enc) if enc in WRITES else None,
         )
