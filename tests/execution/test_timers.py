@@ -137,3 +137,11 @@ def test_a_timer_that_userspace_set_before_the_first_run_fires():
         b.vcpu.set_reg("KVM_REG_ARM_TIMER_CTL", 1)
         assert isinstance(b.vcpu.run_once(), Interrupted) and levels(b.vcpu) == VTIMER
         assert isinstance(b.vcpu.run_once(), Mmio)
+
+
+def test_reserved_bits_of_the_virtual_timers_control_stay_zero():
+    with bench() as b:
+        b.run(
+            "mov x1, #-1\n msr cntv_cval_el0, x1\n msr cntv_ctl_el0, x1\n mrs x4, cntv_ctl_el0\n str x1, [x3]", x3=MMIO
+        )
+        assert b.vcpu.regs.x4 == 3

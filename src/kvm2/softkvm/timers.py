@@ -184,7 +184,7 @@ class VcpuTimers:
         timer = self.timers[VIRTUAL]
 
         def set_control(value: int) -> None:
-            timer.control = value
+            timer.control = value & (CTL_ENABLE | CTL_IMASK)  # the hardware's register: the rest is RES0
 
         def set_compare(value: int) -> None:
             timer.compare = value
