@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NO_CREATE_VM2 = (
     "this host has no KVM_CREATE_VM2 (KVM_CHECK_EXTENSION(KVM_CAP_CREATE_VM2) = 0), like every mainline kernel: "
-    "use create_vm(type), on the command line --type 40, or a host that has it"
+    "use create_vm(type), on the command line --type {bits}, or a host that has it"
 )
 
 
@@ -159,8 +159,13 @@ class Kvm(X86Kvm):
     def _explained(self, error: KvmError) -> KvmError:
         """A bare EINVAL of a host without KVM_CREATE_VM2 says nothing: ask the host, and say it."""
         if error.errno == errno.EINVAL and not error.findings and not self.check_extension(KVM_CAP_CREATE_VM2):
-            return KvmError(errno.EINVAL, NO_CREATE_VM2)
+            return KvmError(errno.EINVAL, NO_CREATE_VM2.format(bits=self._usual_bits()))
         return error
+
+    def _usual_bits(self) -> int:
+        """A type word that this host takes: KVM's default size, or all that the host has where that is less."""
+        most = self.check_extension("ARM_VM_IPA_SIZE") if self.arch == "arm64" else 0
+        return min(most or ARM64_DEFAULT_IPA_BITS, ARM64_DEFAULT_IPA_BITS)
 
     def __repr__(self) -> str:
         return f"<Kvm {self.name}{' closed' if self.closed else ''}>"

@@ -80,6 +80,14 @@ def test_guests_that_do_not_boot(capsys, tmp_path, echo_image):
     assert code == 2 and "'wlan0': allowed are unix:PATH" in err
     code, err = refused(capsys, "--host", "raspberry-pi-4", "--kernel", echo_image, "--gic", "v3")
     assert code == 3 and "no vGICv3" in err
+    code, err = refused(capsys, "--host", "raspberry-pi-4", "--kernel", echo_image, "--cpus", "9")
+    assert code == 2 and "--cpus 9: a VM of raspberry-pi-4 has 8 at most" in err
+    code, err = refused(capsys, "--host", HOST, "--kernel", echo_image, "--memory", "512")
+    assert code == 1 and "memory 0x200@0x40000000: memory_size 0x200 is not a multiple of 0x1000" in err
+    code, err = refused(capsys, "--host", "mainline-m1", "--kernel", echo_image)
+    assert code == 1 and "on the command line --type 36, or" in err
+    code, err = refused(capsys, "--host", HOST, "--kernel", echo_image, "--save", str(tmp_path / "none" / "snap"))
+    assert code == 2 and "there is no directory" in err
     code, err = refused(capsys, "--host", "x86-64", "--kernel", echo_image)
     assert code == 1 and "x86-64" in err
 
@@ -221,6 +229,8 @@ def test_a_snapshot_goes_on_where_it_was_taken(echo_image, tmp_path):
     assert done.stderr.decode() == f"kvm2: host {HOST} (the snapshot's; choose with --host or KVM2_HOST)\n"
     assert done.returncode == 0 and found["host"] == HOST and found["console"] == "two q" and found["guest"] == "Image"
     assert found["memory"] == [{"base": 1 << 40, "size": 64 << 20}]
+    code, _, err = run("--restore", str(snapshot), "--host", "cortex-a57-4k")
+    assert code == 1 and f"{snapshot}, made on {HOST}, cannot go on on cortex-a57-4k: " in err
     disk.unlink()
     code, _, err = run("--restore", str(snapshot))
     assert code == 2 and str(disk) in err

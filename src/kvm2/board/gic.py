@@ -46,9 +46,10 @@ def choose_version(vm: Vm, cpus: int, wanted: int | None) -> int:
     if wanted not in (None, 2, 3):
         raise UsageError(f"GIC version {wanted}: there are 2 and 3")
     if not have or (wanted is not None and wanted not in have):
-        said = " and ".join(f"vGICv{version}" for version in have) or "none"
         asked = f"vGICv{wanted}" if wanted else "vGIC"
-        raise EnvironmentFault(f"this host makes no {asked} (KVM_CREATE_DEVICE): it has {said}, and Linux needs one")
+        others = " and ".join(f"vGICv{version}" for version in have)
+        hint = f"it has {others}: take that" if have else "it has none, and Linux needs one: take another host"
+        raise EnvironmentFault(f"this host makes no {asked} (KVM_CREATE_DEVICE): {hint}")
     version = wanted or have[0]
     if version == 2 and cpus > va.VGIC_V2_MAX_CPUS:
         other = "a" if 3 in have else "no"

@@ -71,7 +71,10 @@ class LinuxMachine(Board):
         check_ranges(memory)
         layout.check_rooms(memory, layout.rooms_of(cpus))
         if len(virtio) > layout.MOST_VIRTIO:
-            raise UsageError(f"{len(virtio)} virtio devices: this machine has room for {layout.MOST_VIRTIO}")
+            raise UsageError(
+                f"{len(virtio)} virtio devices (disks, networks, the source of entropy): this machine has room for "
+                f"{layout.MOST_VIRTIO}"
+            )
         super().__init__(kvm, spec, memory, vm, cpus, sink)
         self.cpus = cpus
         self.bus = Bus()

@@ -108,7 +108,7 @@ class Board:
             raise UsageError(f"cpus = {cpus}: a guest needs at least 1")
         self.kvm, self.spec, self.memory = kvm, spec, memory
         self.vm = vm if vm is not None else kvm.create_vm2(spec)
-        self.rams: list[Ram] = [self.vm.map(piece.base, piece.size) for piece in memory]
+        self.rams: list[Ram] = [_mapped(self.vm, piece) for piece in memory]
         self.top: MemoryRange | None = None
         self.vcpus: list[Vcpu] = []
         self.console = bytearray()
@@ -336,6 +336,13 @@ class Board:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _mapped(vm: Vm, piece: MemoryRange) -> Ram:
+    try:
+        return vm.map(piece.base, piece.size)
+    except KvmError as error:  # says only the slot's numbers: whose they are
+        raise KvmError(error.errno or 0, f"memory {piece}: {error.reason or error.strerror}", error.findings) from error
 
 
 def check_ranges(memory: tuple[MemoryRange, ...]) -> None:

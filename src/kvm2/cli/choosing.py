@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kvm2.errors import EnvironmentFault, GuestError
+from kvm2.errors import EnvironmentFault, GuestError, UsageError
 
 if TYPE_CHECKING:
     from kvm2.board.loop import Board
@@ -67,6 +67,13 @@ def check_runs(kvm: Kvm, name: str, wanted: str | None) -> None:
             f"host {kvm.name} is a described {NAMES[arch]} host: the software KVM executes AArch64 only; on an "
             f"{NAMES[arch]} machine --host /dev/kvm runs {NAMES[arch]} guests"
         )
+
+
+def check_cpus(kvm: Kvm, cpus: int) -> None:
+    """UsageError where no VM of this host has so many vCPUs."""
+    most = kvm.check_extension("MAX_VCPUS")
+    if cpus > most:
+        raise UsageError(f"--cpus {cpus}: a VM of {kvm.name} has {most} at most (KVM_CAP_MAX_VCPUS)")
 
 
 def default_memory(arch: str) -> tuple[MemoryRange, ...]:

@@ -107,7 +107,9 @@ def check_linux(guest: str | None, words: tuple[str, ...], wanted: dict[str, Any
         if named:
             raise UsageError(f"`kvm2 run linux` has Debian's kernel and an initramfs: leave out {' and '.join(named)}")
     elif guest is not None:
-        raise UsageError(f"{guest} and --kernel {wanted['kernel']}: give one guest")
+        raise UsageError(
+            f"{guest} and --kernel {wanted['kernel']}: give one guest (a COMMAND runs in `kvm2 run linux` only)"
+        )
     elif wanted["flavour"]:
         raise UsageError("--flavour is a kernel of `kvm2 run linux`: with --kernel, leave it out")
     others = [option for option in ("--top", "--no-params") if wanted[option[2:].replace("-", "_")]]

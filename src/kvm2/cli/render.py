@@ -53,7 +53,8 @@ def failure(error: BaseException, kind: str = "") -> dict[str, Any]:
 def complaint(error: BaseException) -> None:
     """The same on stderr, for people."""
     if isinstance(error, KvmError):
-        print(f"kvm2: {error.name} ({error.strerror}){'' if error.findings else ': ' + error.reason}", file=sys.stderr)
+        said = any(finding.message == error.reason for finding in error.findings)  # a host's error is its first finding
+        print(f"kvm2: {error.name} ({error.strerror}){'' if said else ': ' + error.reason}", file=sys.stderr)
         show_findings(error.findings)
     elif isinstance(error, click.UsageError) and error.ctx is not None:
         print(f"{error.ctx.get_usage()}\nkvm2: {error.format_message()}", file=sys.stderr)

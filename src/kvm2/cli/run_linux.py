@@ -19,7 +19,7 @@ from kvm2.cli.render import emit
 from kvm2.cli.run_attached import attached, traced
 from kvm2.cli.run_command import CommandOutput
 from kvm2.cli.run_report import as_dict, show
-from kvm2.cli.run_snapshot import UNFINISHED, machine_of, name_of, read_snapshot, save_to
+from kvm2.cli.run_snapshot import UNFINISHED, check_save, machine_of, name_of, read_snapshot, save_to
 from kvm2.errors import GuestError, Kvm2Error, UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def run_linux(
     from kvm2.kvm import open as open_host
 
     call = call_of(wanted, spec_of(wanted))
+    if wanted["save"]:
+        check_save(wanted["save"])
     snapshot = read_snapshot(wanted) if wanted["restore"] else None
     if snapshot is not None and host is None:
         name = str(snapshot.state["host"])
@@ -85,6 +87,7 @@ def run_linux(
     shown: Literal["core", "profile"] = wanted["id_registers"] or "core"
     with traced(wanted, name) as ended, open_host(name, working_caps=working_caps, guest_ids=shown) as kvm:
         choosing.check_runs(kvm, boot.shown, "arm64")
+        choosing.check_cpus(kvm, cpus)
         run = Run(kvm, boot, spec_for(kvm, wanted), call, cpus, wanted, as_json)
         if command is not None:
             return ended(run.command(words, command))

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 UNFINISHED = ("left", "timeout", "interrupted")
 
 
+def check_save(path: Path) -> None:
+    """UsageError, EnvironmentFault where --save names a place for no snapshot: before the guest has run for hours."""
+    from kvm2.board.snapshot.file import check_place
+
+    check_place(path)
+
+
 def save_to(machine: LinuxMachine, path: Path, shown: str, wanted: dict[str, Any]) -> str:
     """Write a snapshot, with the names of what was booted and of its disks beside it; what to say of it."""
     from kvm2.board.snapshot import save

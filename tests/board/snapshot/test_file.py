@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvm2.board.snapshot import file
-from kvm2.errors import UsageError
+from kvm2.errors import EnvironmentFault, UsageError
 
 SIZE = 1 << 20
 
@@ -101,7 +101,7 @@ def test_a_write_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(file.os, "fsync", full)
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(EnvironmentFault, match="No space left"):
         file.write(path, {"new": True}, [(0, view(b"x"))])
     assert file.read(path).state == {"old": True}
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"], "nothing half-made stays"
@@ -109,9 +109,23 @@ def test_a_write_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest.
 
 def test_places_that_cannot_be_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        file.write(tmp_path / "no" / "s", {}, [])
-    with pytest.raises(UsageError, match="No such file"):
         file.read(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UsageError, match="does not begin as one"):
         file.read(tmp_path / "text")
+
+
+def test_a_place_that_is_no_file_is_refused_and_left_as_it_is(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(UsageError, match="it is no file, and must not be replaced by one"):
+        file.write(fifo, {}, [])
+    assert fifo.is_fifo()
+    with pytest.raises(UsageError, match=f"there is no directory {tmp_path / 'none'}"):
+        file.check_place(tmp_path / "none" / "x")
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    file.write(tmp_path / "link", {"a": 1}, [])
+    assert (tmp_path / "link").is_symlink() and file.read(tmp_path / "real").state == {"a": 1}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from kvm2.errors import UsageError
+from kvm2.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,15 +75,33 @@ def _runs(view: memoryview) -> Iterator[tuple[int, int]]:
         yield start, len(view) - start
 
 
+def check_place(path: Path) -> None:
+    """UsageError, EnvironmentFault where no snapshot can be written to `path`: to be said before a guest has run."""
+    target = path.resolve()
+    if not target.parent.is_dir():
+        raise UsageError(f"a snapshot cannot be written to {path}: there is no directory {target.parent}")
+    if target.exists() and not target.is_file():  # the file that takes its place would be no device
+        raise UsageError(f"a snapshot cannot be written to {path}: it is no file, and must not be replaced by one")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"a snapshot cannot be written to {path}: this user may not write in {target.parent}")
+
+
+def _not_written(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(f"a snapshot cannot be written to {path}: {error.strerror}; choose another place")
+
+
 def write(path: Path, state: Mapping[str, Any], memory: Sequence[tuple[int, memoryview]]) -> Snapshot:
     """Writes a snapshot of `state` (JSON-able) and the guest's memory, (address, bytes) of each range.
 
-    UsageError where the file cannot be written; what was at `path` is then as it was.
+    What was at `path` is as it was where the file cannot be written: UsageError for a place that is none
+    (`check_place`), EnvironmentFault where there is no room for it.
     """
+    check_place(path)
+    target = path.resolve()  # a symbolic link stays one
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise UsageError(f"a snapshot cannot be written to {path}: {error.strerror}") from error
+        raise _not_written(path, error) from error
     try:
         with open(handle, "wb") as file:
             pieces = tuple(_write_memory(file, base, view) for base, view in memory)
@@ -95,9 +113,9 @@ def write(path: Path, state: Mapping[str, Any], memory: Sequence[tuple[int, memo
             file.write(header + _CRC.pack(zlib.crc32(header)))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(name, target)
     except OSError as error:
-        raise UsageError(f"a snapshot cannot be written to {path}: {error.strerror}") from error
+        raise _not_written(path, error) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)

@@ -35,7 +35,7 @@ def save(machine: LinuxMachine, path: Path, notes: dict[str, Any] | None = None)
     """Writes `machine` to `path`, whole or not at all; its vCPUs are held meanwhile, and go on.
 
     `notes` (JSON-able) are kept beside it, for whoever restores: which files were its disks. KvmError where the host
-    refuses to give a state; UsageError where the file cannot be written.
+    refuses to give a state; UsageError, EnvironmentFault where the file cannot be written.
     """
     with machine.paused(), ExitStack() as still:
         for device in machine.devices.values():
