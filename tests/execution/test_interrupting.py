@@ -103,6 +103,8 @@ def test_an_exception_of_a_handler_reaches_the_caller():
 ACCESSES = {
     "virtual timer": "msr cntv_cval_el0, x9\n mrs x10, cntv_cval_el0",
     "physical timer": "msr cntp_cval_el0, x9\n mrs x10, cntp_cval_el0",
+    "hypercalls": "mov w0, #0x84000000\n hvc #0\n movz x10, #1, lsl #16\n movk x10, #1\n"
+    "cmp x0, x10\n csel x10, x9, xzr, eq",  # PSCI_VERSION
     "exits": "mov x10, x9\n str x9, [x2]",
 }
 LOOP = "1: add x9, x9, #1\n {}\n cmp x9, x10\n b.eq 1b\n 2: str x9, [x1]\n b 2b"

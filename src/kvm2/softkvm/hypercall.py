@@ -9,6 +9,8 @@ from kvm2.softkvm import psci, smccc
 from kvm2.softkvm.hypercall_result import U32, Hypercall, Result, SystemEvent
 
 if TYPE_CHECKING:
+    from ctypes import c_uint64
+
     from kvm2.softkvm.run import Execution
 
 IMMEDIATE = 0xFFFF
@@ -40,8 +42,11 @@ def _finish(ex: Execution, result: Result) -> bool:
     if result.narrow:
         for number in (1, 2, 3):
             x[number] &= U32
-    for number, value in enumerate(result.values):
-        x[number] = value
+    # At once: a signal's exception comes before both, and the call again, or behind them.
+    values: list[c_uint64 | int] = list(result.values)
+    count = len(values)
+    x[:count] = values
+    ex.core.answered = True
     if result.exit is not None:
         _prepare(ex, result.exit)
         return False

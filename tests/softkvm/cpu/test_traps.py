@@ -132,7 +132,21 @@ def test_an_error_of_the_handler_is_raised_by_run(machine: Machine) -> None:
     with pytest.raises(LookupError, match="from the handler"):
         machine.core.run()
     machine.answer = lambda trap: False
-    assert machine.go().esr & 0xFFFF == 2  # the core is usable afterwards, behind the first hypercall
+    assert machine.go().esr & 0xFFFF == 1  # it comes again, as it was not answered
+    assert machine.go().esr & 0xFFFF == 2
+
+
+def test_an_error_behind_the_answer_to_a_hypercall(machine: Machine) -> None:
+    def fail(trap: object) -> bool:
+        machine.core.answered = True
+        raise LookupError("from the handler")
+
+    machine.answer = fail
+    machine.load("hvc #1; hvc #2")
+    with pytest.raises(LookupError, match="from the handler"):
+        machine.core.run()
+    machine.answer = lambda trap: False
+    assert machine.go().esr & 0xFFFF == 2
 
 
 def test_waiting_for_an_interrupt(machine: Machine) -> None:

@@ -3,7 +3,8 @@
 The guest's EL1 and EL0 run inside the emulator under real HCR_EL2, VTCR_EL2 and VTTBR_EL2 settings. Exceptions to EL1
 are taken in the core; an exception to EL2 calls `on_trap`, inside the emulator's hook, with the syndrome and fault
 address in place. `on_trap` answers True when it has dealt with it (the guest goes on where PC says) and False to leave
-`run`. Nothing may be raised through the emulator's frames: an exception of `on_trap` ends `run` and is raised there.
+`run`. Nothing may be raised through the emulator's frames: an exception of `on_trap` ends `run` and is raised there,
+with PC at the instruction, an HVC's too unless `answered` has been set.
 
 What traps: HVC, SMC, WFI (handled here), stage-2 aborts, ID registers and CSSELR, CCSIDR, CLIDR, CTR_EL0, ACTLR, AIDR,
 REVIDR, the PMU, the physical timer, cache maintenance to the point of unification where asked for; SVE and pointer
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COUNTER_HZ", "NATIVE", "Core"]
 
-EC_UNKNOWN, EC_WFX, EC_PAC, EC_SYS64, EC_SVE, EC_DABT_LOW = 0x00, 0x01, 0x09, 0x18, 0x19, 0x24
+EC_UNKNOWN, EC_WFX, EC_PAC, EC_HVC, EC_SYS64, EC_SVE, EC_DABT_LOW = 0x00, 0x01, 0x09, 0x16, 0x18, 0x19, 0x24
 EC_STEP_SAME: Final = 0x33
 PSTATE_D: Final = 1 << 9
 EC_SHIFT: Final = 26
@@ -89,6 +90,7 @@ class Core(CoreSettings):
         self._failure: BaseException | None = None  # or with what
         self._taken = True  # the present exception has been handled, or handling it was begun
         self._unfinished = 0  # the number of one that was not
+        self.answered = True  # `on_trap` has given the guest what an HVC asked for
         self._handler = self._exceptions()
         next(self._handler)
         # The library keeps only the address: the callback object must live as long as the core.
@@ -273,6 +275,8 @@ class Core(CoreSettings):
                 self._gate.in_hook = False
                 if not self._taken:
                     self._unfinished = self.instance.exception_index.value
+                elif not self.answered and self.exception.syndrome >> EC_SHIFT == EC_HVC:
+                    self.instance.pc_cell.value -= 4  # it comes again, as what traps with PC at it does
                 self._failure = failure
                 self._leave("trap")
 
@@ -302,7 +306,7 @@ class Core(CoreSettings):
             exception.syndrome = EC_PAC << EC_SHIFT | IL
         elif ec == EC_SVE:
             exception.syndrome = esr | IL  # and this bit, here
-        self._gate.in_hook = self._taken = True
+        self.answered, self._gate.in_hook, self._taken = False, True, True
         if not self.on_trap():
             self._leave("trap")
 
