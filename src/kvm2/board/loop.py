@@ -119,6 +119,9 @@ class Board:
         self._unclaimed_count = 0
         self._lock = threading.Lock()
         self._done = threading.Event()
+        # Held until the end, for who waits in the main thread: two Ctrl-C at once break an Event's wait (RuntimeError).
+        self._over = threading.Lock()
+        self._over.acquire()
         self.pausing = Pausing(lambda number: self._by_id(number).kick())
         self.debugger: Debugger | None = None
         self._end: tuple[str, str, int, KvmError | None] | None = None
@@ -211,7 +214,7 @@ class Board:
             passed = time.monotonic() - started
             if timeout is not None and passed >= timeout:
                 return self.finish("timeout", f"still running after {timeout:g} s", 0)
-            if self._done.wait(0.25 if timeout is None else min(0.25, timeout - passed)):
+            if self._over.acquire(timeout=0.25 if timeout is None else min(0.25, timeout - passed)):
                 return None
             if tick is not None:
                 tick(time.monotonic() - started, sum(self.exit_counts().values()))
@@ -252,6 +255,7 @@ class Board:
         with self._lock:
             if self._end is None:
                 self._end = (ended, reason, vcpu, error)
+                self._over.release()
         self._done.set()
         self.pausing.end()
         if self.debugger is not None:

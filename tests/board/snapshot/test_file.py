@@ -129,3 +129,20 @@ def test_a_symbolic_link_stays_one(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     file.write(tmp_path / "link", {"a": 1}, [])
     assert (tmp_path / "link").is_symlink() and file.read(tmp_path / "real").state == {"a": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="files without a name are Linux's")
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(file.os, "fsync", lambda descriptor: seen.append(list(tmp_path.iterdir())))
+    if file._unnamed(tmp_path) is None:
+        pytest.skip("this file system has no files without a name")
+    file.write(tmp_path / "s", {"a": 1}, [(0, view(b"x"))])
+    assert seen == [[]] and [entry.name for entry in tmp_path.iterdir()] == ["s"]
+    assert file.read(tmp_path / "s").state == {"a": 1}
+
+
+def test_where_files_must_have_names_it_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(file, "_unnamed", lambda directory: None)
+    file.write(tmp_path / "s", {"a": 1}, [(0, view(b"x"))])
+    assert file.read(tmp_path / "s").state == {"a": 1} and [entry.name for entry in tmp_path.iterdir()] == ["s"]

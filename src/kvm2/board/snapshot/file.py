@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import struct
 import tempfile
 import zlib
@@ -90,6 +91,26 @@ def _not_written(path: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(f"a snapshot cannot be written to {path}: {error.strerror}; choose another place")
 
 
+def _unnamed(directory: Path) -> int | None:
+    """A new file without a name: nothing stays of it however this process ends. None where there are no such files."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except (AttributeError, OSError):  # not Linux; not on this file system
+        return None
+
+
+def _named(handle: int, target: Path) -> str:
+    """Gives an `_unnamed` file a name beside `target`, that it may be renamed to."""
+    name = str(target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}"))
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        # Only with a directory is it linkat(2), which follows the link that /proc has.
+        os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)
+    return name
+
+
 def write(path: Path, state: Mapping[str, Any], memory: Sequence[tuple[int, memoryview]]) -> Snapshot:
     """Writes a snapshot of `state` (JSON-able) and the guest's memory, (address, bytes) of each range.
 
@@ -98,11 +119,10 @@ def write(path: Path, state: Mapping[str, Any], memory: Sequence[tuple[int, memo
     """
     check_place(path)
     target = path.resolve()  # a symbolic link stays one
+    handle, name = _unnamed(target.parent), ""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    try:
+        if handle is None:
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with open(handle, "wb") as file:
             pieces = tuple(_write_memory(file, base, view) for base, view in memory)
             document = json.dumps({"state": state, "memory": [_as_json(piece) for piece in pieces]}).encode()
@@ -113,12 +133,14 @@ def write(path: Path, state: Mapping[str, Any], memory: Sequence[tuple[int, memo
             file.write(header + _CRC.pack(zlib.crc32(header)))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, target)
+            name = name or _named(file.fileno(), target)
+            os.replace(name, target)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        if name:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
     return Snapshot(path, state, pieces)
 
 
