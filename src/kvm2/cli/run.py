@@ -50,8 +50,8 @@ def command(
     is the guest's contract.
 
     `kvm2 run linux` fetches Debian's arm64 kernel and busybox with apt, and boots to a shell, or runs COMMAND in it and
-    ends with its status. On a terminal Ctrl-a x leaves. RAM is 512M@1G unless --memory says otherwise; docs/linux.md
-    has the rest. A file of that name is ./linux.
+    ends with its status. On a terminal Ctrl-a x leaves. RAM is 512M@1G and the IPA size the least that the RAM needs,
+    unless --memory and --ipa-bits say otherwise; docs/linux.md has the rest. A file of that name is ./linux.
     """  # fmt: skip
     if guest == LINUX or wanted["kernel"] or wanted["restore"]:
         from kvm2.cli.run_linux import run_linux

@@ -97,6 +97,16 @@ def test_a_conversation(files: LinuxFiles) -> None:
     assert shell.initrd.startswith(b"initrd070701") and b"KVM2_PLAIN=1\nA='b c'\n" in shell.initrd
 
 
+def test_a_prompt_of_an_earlier_line_ends_no_command(files: LinuxFiles) -> None:
+    with open_session(files) as linux:
+        assert linux.command("fail") == ("", 42)
+        linux.send("say stale\n")
+        linux.send("end\n")
+        linux.wait_for_end()
+        with pytest.raises(GuestError, match=r"ended \(shutdown\)"):
+            linux.command("silent")
+
+
 def test_what_does_not_come_is_said_with_the_last_words(files: LinuxFiles) -> None:
     with open_session(files) as linux:
         with pytest.raises(GuestError, match=r"said nothing like b'login' for 0.1 s; its last words:\n  booting"):

@@ -143,7 +143,8 @@ class Session:
     def command(self, text: str, timeout: float = SECONDS) -> tuple[str, int]:
         """Run a line of the shell (its prompt must be there): what it wrote, with \\n as the end of lines, its status.
 
-        Standard output and standard error come as one. UsageError for text that a terminal's line does not hold.
+        Standard output and standard error come as one; what the guest said before is passed over. UsageError for text
+        that a terminal's line does not hold, GuestError where the guest has ended.
         """
         if "\n" in text or len(text.encode()) >= MOST_LINE:
             raise UsageError(f"a command of {len(text)} characters: one line of less than {MOST_LINE} is allowed")
@@ -151,6 +152,8 @@ class Session:
             self._asks_status = True
             self.send(f"PS1='{_STATUS_PROMPT}'\n")
             self._wait(_ENDED_PROMPT, timeout)
+        with self._heard:
+            self._from = len(self.console)  # a prompt that nobody waited for is not this command's end
         self.send(text + "\n")
         said, found = self._wait(_ENDED_PROMPT, timeout)
         output = said[: len(said) - (found.end() - found.start())]
