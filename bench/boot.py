@@ -1,7 +1,8 @@
 """Debian's kernel to a shell and work in it: on the software KVM, and in QEMU's own emulation of the same core.
 
-Both sides boot the same kernel and initramfs on one vCPU. What is judged is processor time of everything that the
-machine is made of: QEMU is a process of its own, the software KVM this one.
+Both sides boot the same kernel and initramfs on one vCPU, without KASLR: QEMU's own device tree has a seed for it, and
+Linux would separate its page tables from those of programs (KPTI) on that side only. What is judged is processor time
+of everything that the machine is made of: QEMU is a process of its own, the software KVM this one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ QEMU_REST: Final = ("-nic", "none", "-display", "none", "-monitor", "none", "-se
 HOST: Final = "cortex-a72-4k"
 RAM_BASE, RAM_SIZE = 1 << 30, 512 << 20
 ROUNDS: Final = 3
+APPEND: Final = "console=ttyAMA0 quiet nokaslr"
 FILE: Final = "dd if=/dev/zero of=/tmp/z bs=1M count=8 2>/dev/null"
 SHA: Final = "sha256sum /tmp/z > /dev/null"
 FORKS: Final = "i=0; while [ $i -lt 300 ]; do busybox true; i=$((i+1)); done"
@@ -111,7 +114,7 @@ def _ours() -> Iterator[tuple[Any, Callable[[], float]]]:
     from kvm2.lab.linux.session import Session
 
     files, start = _files(), time.process_time()
-    with kvm2.open(HOST, guest_ids="core") as kvm, Session(kvm, files, _spec()) as session:
+    with kvm2.open(HOST, guest_ids="core") as kvm, Session(kvm, files, _spec(), append=APPEND) as session:
         yield session, lambda: time.process_time() - start
 
 
@@ -128,7 +131,7 @@ def _qemu() -> Iterator[tuple[Any, Callable[[], float]]]:
         made.append(QemuMachine(files.kernel, sink))
         return made[0]
 
-    with Session(None, files, _spec(), make=make) as session:  # type: ignore[arg-type]
+    with Session(None, files, _spec(), append=APPEND, make=make) as session:  # type: ignore[arg-type]
 
         def seconds() -> float:
             assert made[0].process is not None
@@ -173,6 +176,46 @@ def _ratio(name: str) -> Measured:
     return Measured(ours / qemu, ours, qemu, "s")
 
 
+def restore() -> Measured:
+    """From opening a snapshot of a booted guest until it has answered a line, against the boot itself."""
+    import kvm2
+    from kvm2.board import snapshot
+
+    with tempfile.TemporaryDirectory(prefix="kvm2-bench-") as folder:
+        path = Path(folder) / "booted"
+        with _ours() as (session, seconds):
+            session.wait_for_prompt()
+            boot = seconds()
+            time.sleep(1)  # the shell waits for its first line
+            snapshot.save(session.machine, path)
+        took = min(_restored(kvm2.open(HOST, guest_ids="core"), path) for _ in range(ROUNDS))
+    return Measured(took / boot, took, boot, "s")
+
+
+def _restored(kvm: Any, path: Path) -> float:
+    from kvm2.board import snapshot
+    from kvm2.lab.linux import PROMPT
+
+    said, answered = bytearray(), threading.Event()
+
+    def sink(byte: int) -> None:
+        said.append(byte)
+        if said.endswith(PROMPT.encode()):
+            answered.set()
+
+    start = time.process_time()
+    with kvm, snapshot.restore(kvm, snapshot.read(path), sink=sink) as machine:
+        thread = threading.Thread(target=machine.run)
+        thread.start()
+        machine.feed(b"\n")
+        if not answered.wait(60):
+            raise AssertionError("the restored guest does not answer")
+        took = time.process_time() - start
+        machine.finish("interrupted", "", 0)
+        thread.join()
+    return took
+
+
 def timer_latency() -> Measured:
     """From the time that the guest's timer was set to, until the guest acknowledges its interrupt."""
     from kvm2.softkvm.timers import VIRTUAL
@@ -214,6 +257,7 @@ FIGURES: Final = (
     Figure("boot", "Linux to its prompt, software KVM / QEMU's emulation", 1.5, lambda: _ratio("boot")),
     Figure("boot-sha", "sha256 of 8 MiB in it", 1.3, lambda: _ratio("sha")),
     Figure("boot-fork", "300 processes started in it", 1.8, lambda: _ratio("forks")),
+    Figure("restore", "a snapshot to its answering prompt / the boot", 0.1, restore),
     Figure("timer", "timer interrupt, late at p99 / median", 2.0, timer_latency, unit="ms"),
     Figure("idle", "an idle guest's share of a core", 2.0, idle, unit="%"),
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvm2.softkvm.run import Execution
     from kvm2.softkvm.vm import Vm
 
-FAULT_AROUND = 16  # granules
+FAULT_AROUND = 64  # granules
 EC_SHIFT = 26
 EC_IABT_LOW, EC_IABT_CUR, EC_DABT_LOW, EC_DABT_CUR = 0x20, 0x21, 0x24, 0x25
 IL = 1 << 25
@@ -47,7 +47,7 @@ def inject_abort(ex: Execution, iabt: bool, address: int, fsc: int = FSC_EXTABT)
 def handle(ex: Execution) -> bool:
     """Handles the abort that the core reports. True: the guest goes on; False: an exit is prepared."""
     core, vm = ex.core, ex.vm
-    esr = core.abort_syndrome()
+    esr = core.syndrome
     iabt = esr >> EC_SHIFT == EC_IABT_LOW
     fault = esr & FSC_TYPE
     page_ipa = core.hpfar()
@@ -59,6 +59,7 @@ def handle(ex: Execution) -> bool:
     slot = vm.slots.find(page_ipa >> vm.page_shift)
     write = (fault == FSC_PERMISSION) if esr & S1PTW else (not iabt and bool(esr & mmio.WNR))
     if slot is None or (write and slot.readonly):
+        esr = core.abort_syndrome()  # only here, as it costs a look at the instruction
         vcpu = ex.vcpu
         vcpu.fault_esr, vcpu.fault_address = esr, core.exception.vaddress
         if iabt or esr & (S1PTW | mmio.CM):

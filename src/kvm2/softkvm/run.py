@@ -62,7 +62,7 @@ class Execution:
         self._inside = False  # about to enter the guest, in it, or in a trap of it
         self._thread = 0
         self._signalled = False
-        self._soft = False
+        self._kind = (False, False)
         self._wake = threading.Event()
         self._stage2_seen = self._code_seen = -1
         self._offsets = (-1, -1)
@@ -86,7 +86,7 @@ class Execution:
         self._signalled, self._running, self._thread = False, True, threading.get_ident()
         watching = signals.enter(self._signal)
         try:
-            if vcpu.dirty or self._soft != self._translates():
+            if vcpu.dirty or self._kind != self._kind_of_core():
                 self._prepare()
             if self.mmio_esr:
                 if vcpu.exception_pending:  # userspace answers the access with an external abort
@@ -106,20 +106,24 @@ class Execution:
             _EXIT_REASON.pack_into(self.run_area, EXIT_REASON_OFFSET, self.exit_reason)
         return 0
 
-    def _translates(self) -> bool:
-        """Whether Python translates for the core: beyond 48 bits, and for watchpoints."""
-        return self.vm.soft_mmu or self.debug.watching
+    def _kind_of_core(self) -> tuple[bool, bool]:
+        """Whether Python translates for the core, beyond 48 bits and for watchpoints; and whether there are others,
+        which have translated code of their own and may be waited for. One that is alone sees its own changes."""
+        return self.vm.soft_mmu or self.debug.watching, len(self.vm.vcpus) > 1
 
     def _prepare(self) -> None:
         """A core that holds the vCPU's registers."""
         vcpu = self.vcpu
         vcpu.before_entry()
-        soft = self._translates()
-        if self.core is None or self._soft != soft:
+        kind = self._kind_of_core()
+        if self.core is None or self._kind != kind:
             with self.vm.run_lock:
                 self.close()
-            self.core, self._soft = self.vm.make_core(vcpu, self.trap, soft), soft
-            self.core.watch_code(self._drop_code)
+            soft, several = self._kind = kind
+            self.core = self.vm.make_core(vcpu, self.trap, soft)
+            if several:
+                self.core.watch_code(self._drop_code)
+                self.core.set_wfe_trap(True)
             self._offsets = (-1, -1)  # of the core's counters: a new one has none
             self.debug.attach()
             vcpu.dirty = True

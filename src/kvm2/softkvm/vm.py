@@ -262,7 +262,6 @@ class Vm:
             vqs = tuple(vq for vq in self.profile.sve_vqs if vq <= vcpu.sve_max_vq)
             core.set_sve(vqs if sve else None)
         core.set_cache_type(vcpu.guest_read(CTR_EL0) or 0)
-        core.set_wfe_trap(len(self.vcpus) > 1)
         vcpu.timers.attach(core)
         icc.define(core, vcpu)
         core.set_stage2(self.stage2.core_vtcr, self.stage2.core_vttbr)
