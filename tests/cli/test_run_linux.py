@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
@@ -328,3 +330,33 @@ def test_what_stands_twice_is_the_same():
     assert tuple(FLAVOURS) == linux_options.FLAVOURS
     assert initramfs.PROMPT.encode() == run_linux.PROMPT
     assert find_spec("kvm2.lab.linux.session") is not None
+
+
+def test_a_machine_is_not_closed_while_ctrl_a_s_saves_it(monkeypatch, tmp_path):
+    wanted = {"save": tmp_path / "s", "timeout": 0, "no_reboot": False, "gdb": None, "id_registers": None}
+    run = run_linux.Run(None, run_linux.Boot("x", None), None, "", 1, wanted, as_json=False)
+    begun, closed, seen = threading.Event(), threading.Event(), []
+
+    def save_to(machine, *more):
+        begun.set()
+        seen.append(closed.wait(0.3))
+        return "saved"
+
+    class Machine:
+        def run(self, left, tick):
+            self.saver = threading.Thread(target=run._save_now)
+            self.saver.start()
+            assert begun.wait(ENOUGH)
+            return SimpleNamespace(ended="shutdown")
+
+    @contextlib.contextmanager
+    def made(sink):
+        machine = Machine()
+        yield machine
+        closed.set()
+        machine.saver.join()
+
+    monkeypatch.setattr(run_linux, "save_to", save_to)
+    monkeypatch.setattr(run, "_made", made)
+    monkeypatch.setattr(run, "_say_lowered", lambda machine: None)
+    assert run._run(SimpleNamespace(tick=None), None).ended == "shutdown" and seen == [False]

@@ -171,6 +171,7 @@ class Run:
     quiet: bool = False  # a command's output is all that anybody wants
     lowered: list[str] = field(default_factory=list)
     last: LinuxMachine = field(init=False)  # the one of the last boot, also when it has ended
+    saving: threading.Lock = field(default_factory=threading.Lock)  # held by Ctrl-a s: no machine is closed meanwhile
 
     # -- the three ways to run
 
@@ -241,14 +242,16 @@ class Run:
 
     def _save_now(self) -> None:
         """Ctrl-a s: the guest stands still meanwhile, and goes on."""
-        path, machine = self.wanted["save"], self.machine
+        path = self.wanted["save"]
         if path is None:
-            _say_raw("Ctrl-a s: nowhere to save to; give --save FILE")
-        elif machine is not None:
-            try:
-                _say_raw(save_to(machine, path, self.boot.shown, self.wanted))
-            except Kvm2Error as error:
-                _say_raw(f"not saved: {error}")
+            return _say_raw("Ctrl-a s: nowhere to save to; give --save FILE")
+        with self.saving:
+            if (machine := self.machine) is not None:
+                try:
+                    _say_raw(save_to(machine, path, self.boot.shown, self.wanted))
+                except Kvm2Error as error:
+                    _say_raw(f"not saved: {error}")
+        return None
 
     def _run_guarded(self, console: Console, sink: Callable[[int], object]) -> RunResult:
         """`_run`; what was interrupted is reported, and the interrupt goes on."""
@@ -281,11 +284,14 @@ class Run:
                     left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
                     with attached(machine, self.wanted, wait=self.boots == 1):
                         result = machine.run(left, console.tick)
+                    if result.ended == "timeout":  # of all boots together, not what was left for this one
+                        result = dataclasses.replace(result, reason=f"still running after {timeout:g} s")
                 except KeyboardInterrupt:
                     self._save_at_end(machine, "interrupted")
                     raise
                 finally:
-                    self.machine = None
+                    with self.saving:
+                        self.machine = None
                 self._save_at_end(machine, result.ended)
             if result.ended != "reset" or self.wanted["no_reboot"] or self.boot.kernel is None:
                 return result
