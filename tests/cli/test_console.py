@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvm2.cli.console import ROOM, Console, Escapes, Input, RawTerminal
+from kvm2.cli.run_command import CommandOutput
 
 
 class SlowOutput:
@@ -237,3 +238,18 @@ def test_no_standard_input_at_all():
     command = [sys.executable, "-c", script]
     for close, said in ((lambda: os.close(0), "None\n"), (lambda: None, "0\n")):
         assert subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=close).stdout == said
+
+
+@pytest.mark.parametrize(("as_it_is", "end"), [(False, b"\n"), (True, b"")])
+def test_a_commands_output_gets_no_end_of_line(monkeypatch, as_it_is, end):
+    out = SlowOutput()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=out, isatty=lambda: False))
+    console = Console(live=True, as_it_is=as_it_is)
+    for byte in b"no line":
+        console.put(byte)
+    console.close()
+    assert bytes(out.got) == b"no line" + end
+
+
+def test_last_words_are_without_the_mark():
+    assert CommandOutput(None, "token").unmarked(b"boot\n\x1etoken\x1ehello") == b"boot\nhello"

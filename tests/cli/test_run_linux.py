@@ -360,3 +360,12 @@ def test_a_machine_is_not_closed_while_ctrl_a_s_saves_it(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "_made", made)
     monkeypatch.setattr(run, "_say_lowered", lambda machine: None)
     assert run._run(SimpleNamespace(tick=None), None).ended == "shutdown" and seen == [False]
+
+
+def test_who_closes_the_pipe_has_seen_enough(echo_image):
+    with subprocess.Popen([*RUN, "--kernel", echo_image], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        process.stdin.write(b"a\n" * 1000)
+        process.stdin.close()
+        assert process.wait(ENOUGH) == 0

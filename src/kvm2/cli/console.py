@@ -32,9 +32,12 @@ _DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Console:
-    """The guest's output on stdout: a line at a time, or each byte where somebody looks at a terminal."""
+    """The guest's output on stdout: a line at a time, or each byte where somebody looks at a terminal.
 
-    def __init__(self, live: bool, *, status: bool = True) -> None:
+    With `as_it_is` nothing is added at its end.
+    """
+
+    def __init__(self, live: bool, *, status: bool = True, as_it_is: bool = False) -> None:
         self._out = sys.stdout.buffer if live else None
         self._line = bytearray()
         self._lock = threading.Lock()  # vCPUs put, the main thread ticks
@@ -42,6 +45,7 @@ class Console:
         self._status = status and sys.stderr.isatty()
         self._shown = self._silent_since_tick = False
         self._column = 0
+        self._as_it_is = as_it_is
 
     def put(self, byte: int) -> None:
         """One byte of the guest's."""
@@ -83,7 +87,7 @@ class Console:
         """The end of the guest's output, on a line of its own."""
         self.flush()
         self._wipe()
-        if self._out is not None and self._column:
+        if self._out is not None and self._column and not self._as_it_is:
             self._out.write(b"\n")
             self._out.flush()
             self._column = 0

@@ -49,6 +49,10 @@ COMMANDS = {
 }
 
 
+class NobodyReads(Exception):
+    """A BrokenPipeError on its way through click, which would end with 1 for it."""
+
+
 class LazyGroup(click.Group):
     """Subcommands by name; each is `command` in the module of its name in `kvm2.cli`."""
 
@@ -74,6 +78,12 @@ class LazyGroup(click.Group):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"no command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise NobodyReads from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -106,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         code = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, NobodyReads):
         _no_more_output()  # whoever read it has seen enough
         return OK
     except OSError as error:
@@ -129,7 +139,7 @@ def _run(words: list[str]) -> int:
         result = cli.main(args=words, prog_name="kvm2", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as stop:
         return _interrupted(words, stop)
-    except BrokenPipeError:
+    except (BrokenPipeError, NobodyReads):
         raise
     except Exception as error:
         return _failed(words, error)

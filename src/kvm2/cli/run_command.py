@@ -70,6 +70,10 @@ class CommandOutput:
         if self.console is not None:
             self.console.put(byte)
 
+    def unmarked(self, console: bytes) -> bytes:
+        """All that the guest said, without the mark before the command's output."""
+        return console.replace(self._begin, b"")
+
     def as_dict(self, words: tuple[str, ...]) -> dict[str, Any]:
         """For --json."""
         return {"words": list(words), "status": self.status, "output": self.said.decode("utf-8", "replace")}

@@ -78,7 +78,7 @@ def run_linux(
     else:
         name = choosing.host_for(host, "arm64")
     terminal = not as_json and not words and input_descriptor() is not None and os.isatty(0)
-    command = CommandOutput(Console(live=not as_json)) if words else None
+    command = CommandOutput(Console(live=not as_json, as_it_is=True)) if words else None
     if snapshot is not None:
         boot = Boot(name_of(snapshot), None, snapshot=snapshot)
     else:
@@ -215,7 +215,9 @@ class Run:
             _say(
                 f"{shlex.join(words)} has no status: the guest ended by itself, {result.ended}{reason}; its last words:"
             )
-            for line in result.console.decode(errors="replace").replace("\r", "").splitlines()[-LAST_WORDS:]:
+            for line in (
+                output.unmarked(result.console).decode(errors="replace").replace("\r", "").splitlines()[-LAST_WORDS:]
+            ):
                 print(f"  {line}", file=sys.stderr)
         return FAILED if output.status is None else output.status
 
