@@ -1,9 +1,9 @@
 """Debian's kernel to a shell and work in it: on the software KVM, and in QEMU's own emulation of the same core.
 
 Both sides boot the same kernel and initramfs on one vCPU. What is judged is processor time of everything that the
-machine is made of: QEMU is a process of its own, the software KVM this one. QEMU's device tree has a seed for KASLR, and
-Linux then separates its page tables from those of programs (KPTI), which starting processes feels; the software KVM's
-has none. So that is measured without KASLR in both as well.
+machine is made of: QEMU is a process of its own, the software KVM this one. QEMU's device tree has a seed for KASLR,
+with which Linux separates its page tables from those of programs (KPTI), and starting processes feels it; the software
+KVM's has none. So that is measured without KASLR in both as well.
 """
 
 from __future__ import annotations
