@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.softkvm.vcpus import Client, make_vm
 
 from kvm2.softkvm.vgic.irq import SPURIOUS, Irq
 from kvm2.softkvm.vgic.state import Vgic, VgicCpu
-from tests.softkvm.vcpus import Client, make_vm
 
 FIRST, SECOND, THIRD = 40, 41, 42
 
