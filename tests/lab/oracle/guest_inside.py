@@ -22,10 +22,17 @@ WORDS = (
     0xD4000002,  # hvc #0
 )
 CODE = struct.pack(f"<{len(WORDS)}I", *WORDS)
-spec = VmSpec(physaddr_bits="auto", memory=(MemoryRange(BASE, 1 << 20),))
-with kvm2.open(sys.argv[1]) as kvm, LinuxMachine(kvm, spec, cpus=2, virtio=[Rng()]) as machine:
-    machine.load(Image("guest", BASE, (Segment(BASE, CODE, len(CODE)),)))
-    result = machine.run(60)
-    gic = machine.gic
-    told = [result.ended, result.console.hex(), result.exits, gic.version, gic.its is not None, machine.ipa_bits]
-print(json.dumps(told))
+
+
+def main(host: str) -> None:
+    spec = VmSpec(physaddr_bits="auto", memory=(MemoryRange(BASE, 1 << 20),))
+    with kvm2.open(host) as kvm, LinuxMachine(kvm, spec, cpus=2, virtio=[Rng()]) as machine:
+        machine.load(Image("guest", BASE, (Segment(BASE, CODE, len(CODE)),)))
+        result = machine.run(60)
+        gic = machine.gic
+        told = [result.ended, result.console.hex(), result.exits, gic.version, gic.its is not None, machine.ipa_bits]
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
