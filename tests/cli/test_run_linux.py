@@ -369,3 +369,11 @@ def test_who_closes_the_pipe_has_seen_enough(echo_image):
         process.stdin.write(b"a\n" * 1000)
         process.stdin.close()
         assert process.wait(ENOUGH) == 0
+
+
+def test_a_snapshot_of_a_host_without_the_new_call_goes_on(echo_image, tmp_path):
+    snapshot = tmp_path / "s"
+    words = ("--host", "mainline-6.12", "--kernel", echo_image, "--type", "40", "--timeout", "0.2")
+    assert run(*words, "--save", str(snapshot))[0] == 1
+    code, out, _ = run("--host", "mainline-6.12", "--restore", str(snapshot), given=b"again q")
+    assert code == 0 and "again q" in out

@@ -48,7 +48,11 @@ def choose_version(vm: Vm, cpus: int, wanted: int | None) -> int:
     if not have or (wanted is not None and wanted not in have):
         asked = f"vGICv{wanted}" if wanted else "vGIC"
         others = " and ".join(f"vGICv{version}" for version in have)
-        hint = f"it has {others}: take that" if have else "it has none, and Linux needs one: take another host"
+        hint = (
+            f"it has {others}: take that, or another host"
+            if have
+            else "it has none, and Linux needs one: take another host"
+        )
         raise EnvironmentFault(f"this host makes no {asked} (KVM_CREATE_DEVICE): {hint}")
     version = wanted or have[0]
     if version == 2 and cpus > va.VGIC_V2_MAX_CPUS:

@@ -88,7 +88,8 @@ def run_linux(
     with traced(wanted, name) as ended, open_host(name, working_caps=working_caps, guest_ids=shown) as kvm:
         choosing.check_runs(kvm, boot.shown, "arm64")
         choosing.check_cpus(kvm, cpus)
-        run = Run(kvm, boot, spec_for(kvm, wanted), call, cpus, wanted, as_json)
+        spec = spec_for(kvm, wanted) if snapshot is None else spec_of(wanted)  # the snapshot has its own
+        run = Run(kvm, boot, spec, call, cpus, wanted, as_json)
         if command is not None:
             return ended(run.command(words, command))
         return ended(run.interactive() if terminal else run.piped())

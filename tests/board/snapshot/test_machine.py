@@ -172,3 +172,11 @@ def test_a_save_that_fails_lets_the_guest_go_on(tmp_path: Path) -> None:
         snapshot.save(machine, tmp_path / "no" / "place")
     assert machine.run(timeout=60).ended == "shutdown"
     machine.close()
+
+
+def test_a_host_without_the_new_call_restores_what_it_made_by_a_type_word(tmp_path: Path) -> None:
+    with kvm2.open("mainline-m1") as kvm:
+        with LinuxMachine(kvm, SPEC, vm=kvm.create_vm(36)) as machine:
+            snapshot.save(machine, tmp_path / "s")
+        with snapshot.restore(kvm, snapshot.read(tmp_path / "s")) as machine:
+            assert machine.ipa_bits == 36

@@ -319,3 +319,14 @@ def test_a_snapshot_goes_on_with_the_same_disk_only(guest, image, tmp_path):
     with pytest.raises(UsageError, match="give it that disk"):
         small.restore(saved)
     small.close()
+
+
+def test_another_disk_than_the_snapshots_is_refused_in_words(tmp_path):
+    path = tmp_path / "d"
+    path.write_bytes(bytes(1024))
+    blk = Blk(path, readonly=True)
+    with pytest.raises(
+        UsageError, match="d has 1024 bytes and is read-only, and the snapshot's has 512 bytes and is writable"
+    ):
+        blk.restore({"bytes": 512, "readonly": False})
+    blk.close()

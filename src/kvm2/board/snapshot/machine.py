@@ -84,10 +84,13 @@ def restore(
     KvmError where this host cannot be what the guest was running on: creation's own findings for the IPA size and SVE,
     else a finding for each register that differs. UsageError for a damaged file, and for other devices.
     """
-    state = snapshot.state
+    state, spec = snapshot.state, spec_of(snapshot)
+    # A host without the new call made the VM by a type word, which carries no more than the size.
+    old = not kvm.check_extension("CREATE_VM2") and spec.sve is None
     machine = LinuxMachine(
         kvm,
-        spec_of(snapshot),
+        spec,
+        vm=kvm.create_vm(state["ipa_bits"]) if old else None,
         cpus=len(state["vcpus"]),
         sink=sink,
         virtio=virtio,

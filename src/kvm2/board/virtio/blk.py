@@ -194,8 +194,14 @@ class Blk(Device):
         """UsageError where this is another disk than the one in the snapshot."""
         have = {"bytes": self.disk.size, "readonly": self.disk.readonly}
         if state != have:
-            raise UsageError(f"disk {self.disk.path} is {have}, and the snapshot's was {state}: give it that disk")
+            raise UsageError(
+                f"disk {self.disk.path} {_in_words(have)}, and the snapshot's {_in_words(state)}: give it that disk"
+            )
 
     def close(self) -> None:
         """Closes and unlocks the file."""
         self.disk.close()
+
+
+def _in_words(state: dict[str, Any]) -> str:
+    return f"has {state['bytes']} bytes and is {'read-only' if state['readonly'] else 'writable'}"
