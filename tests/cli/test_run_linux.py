@@ -86,6 +86,9 @@ def test_guests_that_do_not_boot(capsys, tmp_path, echo_image):
     assert code == 2 and "--cpus 9: a VM of raspberry-pi-4 has 8 at most" in err
     code, err = refused(capsys, "--host", HOST, "--kernel", echo_image, "--memory", "512")
     assert code == 1 and "memory 0x200@0x40000000: memory_size 0x200 is not a multiple of 0x1000" in err
+    words = ("--memory", "64M@1G", "--memory", "64M@1P")
+    code, err = refused(capsys, "--host", "max-4k-6.12", "--kernel", echo_image, *words)
+    assert code == 2 and "memory 0x4000000@0x4000000000000 ends above 2^48: the emulated core has 48 bits" in err
     code, err = refused(capsys, "--host", "mainline-m1", "--kernel", echo_image)
     assert code == 1 and "on the command line --type 36, or" in err
     code, err = refused(capsys, "--host", HOST, "--kernel", echo_image, "--save", str(tmp_path / "none" / "snap"))

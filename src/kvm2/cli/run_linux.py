@@ -41,6 +41,7 @@ LEFT = "left"  # by Ctrl-a x
 LAST_WORDS = 12  # lines
 PROMPT = b"kvm2:/# "  # of lab.linux.initramfs, whose import is for those who need it
 PROMPT_END = PROMPT[-1]
+CORE_BITS = 48  # of addresses that the emulated core executes
 # By the kernel's page size: the field that says whether a vCPU has such a granule, and what it is where it has not.
 MMFR0 = "ID_AA64MMFR0_EL1"
 GRANULES = {4096: ("TGran4", -1), 16384: ("TGran16", 0), 65536: ("TGran64", -1)}
@@ -89,6 +90,7 @@ def run_linux(
         choosing.check_runs(kvm, boot.shown, "arm64")
         choosing.check_cpus(kvm, cpus)
         spec = spec_for(kvm, wanted) if snapshot is None else spec_of(wanted)  # the snapshot has its own
+        check_reach(kvm, spec)
         run = Run(kvm, boot, spec, call, cpus, wanted, as_json)
         if command is not None:
             return ended(run.command(words, command))
@@ -138,6 +140,18 @@ def spec_for(kvm: Kvm, wanted: dict[str, Any]) -> VmSpec:
     spec = spec_of(wanted, DEFAULT_MEMORY)
     chooses = spec.physaddr_bits is None and wanted["type_word"] is None and 2 in kvm.describe()
     return dataclasses.replace(spec, physaddr_bits="auto") if chooses else spec
+
+
+def check_reach(kvm: Kvm, spec: VmSpec) -> None:
+    """UsageError for RAM above what a described host's vCPUs execute: Linux counts pages to there, and never ends."""
+    from kvm2.hosts.soft import profile_of
+
+    for piece in spec.memory:
+        if piece.end > 1 << CORE_BITS and profile_of(kvm.backend) is not None:
+            raise UsageError(
+                f"memory {piece} ends above 2^{CORE_BITS}: the emulated core has {CORE_BITS} bits of addresses, "
+                f"whatever the IPA size of {kvm.name}: give Linux RAM below"
+            )
 
 
 def check_granule(machine: LinuxMachine, kernel: KernelImage) -> None:
