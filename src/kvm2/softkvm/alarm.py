@@ -45,7 +45,7 @@ class Alarm:
             # A later time than the next one costs nothing: the thread looks again when it is awake anyway.
             if when < self._next:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._work, name="kvm2-alarm", daemon=True)
+                    thread = threading.Thread(target=self._work, name="kvm2-timers", daemon=True)
                     thread.start()
                     self._thread = thread
                 elif self._wake.locked():

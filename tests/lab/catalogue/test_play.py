@@ -14,9 +14,6 @@ from kvm2.lab.catalogue.play import facts_of, instantiate, ok, player_of, run
 from kvm2.lab.places import place_of
 from kvm2.softkvm import profile
 
-# Not to be judged before the software KVM has a virtual interrupt controller; then this line goes.
-NOT_YET = {"gic-frame-beyond-the-limit"}
-
 
 @pytest.mark.parametrize("pain", pains(), ids=lambda pain: pain.name)
 def test_every_entry_holds_on_its_own_hosts(pain: Pain) -> None:
@@ -24,7 +21,7 @@ def test_every_entry_holds_on_its_own_hosts(pain: Pain) -> None:
     assert [outcome.host for outcome in outcomes] == list(pain.hosts)
     for outcome in outcomes:
         wrong = [f"{step.brief}: {step.wrong}" for step in outcome.steps if step.wrong]
-        assert outcome.verdict == ("-" if pain.name in NOT_YET else "yes"), (outcome.host, wrong, outcome.faults)
+        assert outcome.verdict == "yes", (outcome.host, wrong, outcome.faults)
         assert not outcome.faults
 
 
@@ -61,8 +58,6 @@ def mutations(expect: Any) -> list[Any]:
 @pytest.mark.parametrize("pain", pains(), ids=lambda pain: pain.name)
 def test_a_wrong_expectation_is_seen(pain: Pain) -> None:
     """Each expectation is changed a little, one at a time: every change must turn the verdict."""
-    if pain.name in NOT_YET:
-        pytest.skip("nobody can be asked yet: there is no virtual interrupt controller")
     host = pain.hosts[0]
     seen = 0
     for index, step in enumerate(pain.steps):
