@@ -47,7 +47,7 @@ def inject_abort(ex: Execution, iabt: bool, address: int, fsc: int = FSC_EXTABT)
 def handle(ex: Execution) -> bool:
     """Handles the abort that the core reports. True: the guest goes on; False: an exit is prepared."""
     core, vm = ex.core, ex.vm
-    esr = core.syndrome
+    esr = core.exception.syndrome
     iabt = esr >> EC_SHIFT == EC_IABT_LOW
     fault = esr & FSC_TYPE
     page_ipa = core.hpfar()

@@ -65,7 +65,9 @@ class Execution:
         self._kind = (False, False)
         self._wake = threading.Event()
         self._stage2_seen = self._code_seen = -1
-        self._offsets = (-1, -1)
+        self._arm = vm.arm
+        self._voffset = self._poffset = -1
+        self._lines = (False, False)  # as the core shows them
 
     # ---- registers: the core's while it holds them, else the vCPU's state
 
@@ -102,7 +104,8 @@ class Execution:
             if watching:
                 signals.leave()
             self._running = False
-            self._tell_timers()
+            if vcpu.timers.in_use and self.vm.vgic is None:
+                _LEVELS.pack_into(self.run_area, DEVICE_IRQ_LEVEL, vcpu.timers.levels())  # kvm_timer_update_run
             _EXIT_REASON.pack_into(self.run_area, EXIT_REASON_OFFSET, self.exit_reason)
         return 0
 
@@ -124,7 +127,8 @@ class Execution:
             if several:
                 self.core.watch_code(self._drop_code)
                 self.core.set_wfe_trap(True)
-            self._offsets = (-1, -1)  # of the core's counters: a new one has none
+            self._voffset = self._poffset = -1  # a new core has none, and no line is up
+            self._lines = (False, False)
             self.debug.attach()
             vcpu.dirty = True
         if vcpu.dirty:
@@ -163,14 +167,15 @@ class Execution:
                 if self.vcpu.runnable() or self._timers_changed():
                     return hypercall.wake_up(self)
                 continue
-            if self._timers_changed():
+            if self.vcpu.timers.in_use and self._timers_changed():
                 self.exit_reason = exits.KVM_EXIT_INTR
                 raise KvmError(errno.EINTR, "the output of a timer changed: kvm_run.s.regs.device_irq_level has it")
             if self.vcpu.before_entry():
                 self._prepare()
-            if self.debug.other_core():
+            debugged = self.debug.wanted()
+            if (debugged or self.debug.watching) and self.debug.other_core():
                 self._prepare()
-            outcome = self._enter()
+            outcome = self._enter(debugged)
             if outcome == "trap":
                 if self.exit_reason != exits.KVM_EXIT_UNKNOWN:
                     return None
@@ -183,7 +188,7 @@ class Execution:
             elif outcome == "error":
                 raise KvmError(errno.EFAULT, self.core.error)
 
-    def _enter(self) -> str:
+    def _enter(self, debugged: bool) -> str:
         """Into the guest, until something ends it, with the other vCPUs of the VM out of it."""
         vm, core = self.vm, self.core
         steal = self.vcpu.steal_base != INVALID_GPA
@@ -199,7 +204,7 @@ class Execution:
             self._inside = True
             self._show_lines()
             self.stale = True
-            if not self.debug.wanted():
+            if not debugged:
                 return core.run()
             self.debug.enter()
             try:
@@ -226,9 +231,9 @@ class Execution:
         if self._stage2_seen != vm.stage2.generation:
             self._stage2_seen = vm.stage2.generation
             core.flush_tlb()
-        arm = vm.arm
-        if self._offsets != (arm.voffset, arm.poffset):
-            self._offsets = arm.voffset, arm.poffset
+        arm = self._arm
+        if self._voffset != arm.voffset or self._poffset != arm.poffset:
+            self._voffset, self._poffset = arm.voffset, arm.poffset
             core.set_counter_offset(arm.voffset)
             core.trap_physical_counter(bool(arm.poffset))
         if self._code_seen != vm.code_generation:
@@ -288,9 +293,13 @@ class Execution:
             self.core.stop()
 
     def _show_lines(self) -> None:
-        gic, core = self.vcpu.gic, self.core
-        core.set_irq(gic.irq_line or self.vcpu.irq_input)
-        core.set_fiq(gic.fiq_line or self.vcpu.fiq_input)
+        vcpu = self.vcpu
+        gic = vcpu.gic
+        lines = gic.irq_line or vcpu.irq_input, gic.fiq_line or vcpu.fiq_input
+        if lines != self._lines:
+            self.core.set_irq(lines[0])
+            self.core.set_fiq(lines[1])
+            self._lines = lines  # last: a signal's exception in between repeats it
 
     def _wait_for_interrupt(self) -> None:
         """WFI (`kvm_vcpu_block`): until an interrupt is pending, userspace has to hear of a timer, or a signal arrives.
@@ -313,11 +322,6 @@ class Execution:
             return False
         told: int = _LEVELS.unpack_from(self.run_area, DEVICE_IRQ_LEVEL)[0]
         return self.vcpu.timers.levels() != told
-
-    def _tell_timers(self) -> None:
-        """kvm_timer_update_run."""
-        if self.vm.vgic is None and self.vcpu.timers.in_use:
-            _LEVELS.pack_into(self.run_area, DEVICE_IRQ_LEVEL, self.vcpu.timers.levels())
 
     def _nap(self) -> None:
         self._wake.wait(NAP_SECONDS)
