@@ -380,3 +380,11 @@ def test_a_snapshot_of_a_host_without_the_new_call_goes_on(echo_image, tmp_path)
     assert run(*words, "--save", str(snapshot))[0] == 1
     code, out, _ = run("--host", "mainline-6.12", "--restore", str(snapshot), given=b"again q")
     assert code == 0 and "again q" in out
+
+
+@pytest.mark.parametrize(("host", "words"), [("vm2-list-only", ()), ("vm2-fixed-only", ("--fixed",))])
+def test_a_host_that_does_not_describe_the_call_boots_too(echo_image, host, words):
+    """The size is the least that the memory needs, within what the old capability says."""
+    code, out, err = run("--host", host, "--kernel", echo_image, *words, "--json", given=b"q")
+    assert code == 0, err
+    assert json.loads(out)["ipa_bits"] == 32

@@ -138,8 +138,9 @@ def spec_for(kvm: Kvm, wanted: dict[str, Any]) -> VmSpec:
     from kvm2.cli.making import spec_of
 
     spec = spec_of(wanted, DEFAULT_MEMORY)
-    chooses = spec.physaddr_bits is None and wanted["type_word"] is None and 2 in kvm.describe()
-    return dataclasses.replace(spec, physaddr_bits="auto") if chooses else spec
+    by_memory = dataclasses.replace(spec, physaddr_bits="auto")
+    chooses = spec.physaddr_bits is None and wanted["type_word"] is None and 2 in kvm.known_of(by_memory)
+    return by_memory if chooses else spec
 
 
 def check_reach(kvm: Kvm, spec: VmSpec) -> None:
