@@ -1,16 +1,7 @@
 /* A GICv3 from the inside: SGIs, priorities, preemption, EOI modes, groups, timers, a device's SPI, several CPUs. */
-#include "rt.h"
+#include "gic.h"
 
-#define GICD 0x08000000UL
-#define GICR(cpu) (0x080a0000UL + (cpu) * 0x20000UL)
-#define SGI(cpu) (GICR(cpu) + 0x10000UL)
 #define DEVICE 0x0b000000UL /* the test raises SPI 8 (INTID 40) on a write, lowers it on a read */
-/* Plain loads and stores: with write-back there would be no syndrome for the hypervisor. */
-#define R32(address) ({ u32 v_; asm volatile("ldr %w0, [%1]" : "=r"(v_) : "r"(address) : "memory"); v_; })
-#define R64(address) ({ u64 v_; asm volatile("ldr %0, [%1]" : "=r"(v_) : "r"(address) : "memory"); v_; })
-#define W8(address, v) asm volatile("strb %w0, [%1]" ::"r"((u64)(v)), "r"(address) : "memory")
-#define W32(address, v) asm volatile("str %w0, [%1]" ::"r"((u64)(v)), "r"(address) : "memory")
-#define W64(address, v) asm volatile("str %0, [%1]" ::"r"((u64)(v)), "r"(address) : "memory")
 
 #define ICC_PMR "S3_0_c4_c6_0"
 #define ICC_IAR0 "S3_0_c12_c8_0"
@@ -26,11 +17,6 @@
 #define ICC_SRE "S3_0_c12_c12_5"
 #define ICC_IGRPEN0 "S3_0_c12_c12_6"
 #define ICC_IGRPEN1 "S3_0_c12_c12_7"
-#define GET(name) ({ u64 v_; asm volatile("mrs %0, " name : "=r"(v_)::"memory"); v_; })
-#define SET(name, value) asm volatile("msr " name ", %0\n isb" ::"r"((u64)(value)) : "memory")
-#define UNMASK() asm volatile("msr daifclr, #3\n isb" ::: "memory")
-#define MASK() asm volatile("msr daifset, #3\n isb" ::: "memory")
-#define WFI() asm volatile("wfi" ::: "memory")
 
 /* What the handler has seen, per CPU: a journal of INTIDs, 0x1000 added where it was a FIQ, 0x100 at the way out. */
 static volatile u64 journal[4][64], entries[4], taken[4][64];

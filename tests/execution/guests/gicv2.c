@@ -1,16 +1,7 @@
 /* A GICv2 from the inside: SGIs with their senders, priorities, preemption, EOI modes, both groups, an SPI, the timer. */
-#include "rt.h"
+#include "gic.h"
 
-#define GICD 0x08000000UL
 #define GICC 0x08010000UL
-/* Plain loads and stores: with write-back there would be no syndrome for the hypervisor. */
-#define R32(address) ({ u32 v_; asm volatile("ldr %w0, [%1]" : "=r"(v_) : "r"(address) : "memory"); v_; })
-#define R8(address) ({ u32 v_; asm volatile("ldrb %w0, [%1]" : "=r"(v_) : "r"(address) : "memory"); v_; })
-#define W8(address, v) asm volatile("strb %w0, [%1]" ::"r"((u64)(v)), "r"(address) : "memory")
-#define W32(address, v) asm volatile("str %w0, [%1]" ::"r"((u64)(v)), "r"(address) : "memory")
-#define UNMASK() asm volatile("msr daifclr, #3\n isb" ::: "memory")
-#define MASK() asm volatile("msr daifset, #3\n isb" ::: "memory")
-#define WFI() asm volatile("wfi" ::: "memory")
 enum { CTLR = GICC, PMR = GICC + 4, BPR = GICC + 8, IAR = GICC + 12, EOIR = GICC + 16, RPR = GICC + 20,
        HPPIR = GICC + 24, ABPR = GICC + 28, DIR = GICC + 0x1000,
        SGIR = GICD + 0xf00 };

@@ -1,20 +1,6 @@
 /* Interrupts that nobody takes, timers behind masks, frames accessed by parts, CPU_ON from several CPUs at once. */
-#include "rt.h"
+#include "gic.h"
 
-#define GICD 0x08000000UL
-#define GICR(cpu) (0x080a0000UL + (cpu) * 0x20000UL)
-#define SGI(cpu) (GICR(cpu) + 0x10000UL)
-#define R8(a) ({ u32 v_; asm volatile("ldrb %w0, [%1]" : "=r"(v_) : "r"(a) : "memory"); v_; })
-#define R32(a) ({ u32 v_; asm volatile("ldr %w0, [%1]" : "=r"(v_) : "r"(a) : "memory"); v_; })
-#define R64(a) ({ u64 v_; asm volatile("ldr %0, [%1]" : "=r"(v_) : "r"(a) : "memory"); v_; })
-#define W8(a, v) asm volatile("strb %w0, [%1]" ::"r"((u64)(v)), "r"(a) : "memory")
-#define W32(a, v) asm volatile("str %w0, [%1]" ::"r"((u64)(v)), "r"(a) : "memory")
-#define W64(a, v) asm volatile("str %0, [%1]" ::"r"((u64)(v)), "r"(a) : "memory")
-#define GET(name) ({ u64 v_; asm volatile("mrs %0, " name : "=r"(v_)::"memory"); v_; })
-#define SET(name, value) asm volatile("msr " name ", %0\n isb" ::"r"((u64)(value)) : "memory")
-#define UNMASK() asm volatile("msr daifclr, #3\n isb" ::: "memory")
-#define MASK() asm volatile("msr daifset, #3\n isb" ::: "memory")
-#define WFI() asm volatile("wfi" ::: "memory")
 #define PMR "S3_0_c4_c6_0"
 #define SGI1R "S3_0_c12_c11_5"
 #define IAR1 "S3_0_c12_c12_0"

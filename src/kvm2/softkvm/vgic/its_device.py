@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from kvm2.softkvm.vm import Vm
 
 U64_SIZE: Final = 8
-U64_MASK: Final = (1 << 64) - 1
 WORD_ALIGN, DOUBLE_ALIGN = 4, 8
 OFFSET_MASK: Final = 0xFFFFFFFF  # the kernel looks for a register with an unsigned int
 CONTROLS: Final = frozenset(
