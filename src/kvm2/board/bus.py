@@ -40,8 +40,7 @@ class MmioDevice(Protocol):
         """A store of `size` bytes."""
 
 
-@runtime_checkable
-class Stateful(Protocol):
+class StatefulDevice(MmioDevice, Protocol):
     """A device that a snapshot keeps: `state` is JSON-able, and `restore` takes it back."""
 
     def state(self) -> dict[str, Any]:

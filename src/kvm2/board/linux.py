@@ -10,7 +10,7 @@ with kvm2.open("graviton3") as kvm:
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kvm2.abi import ioctls
 from kvm2.abi import structs_irq as irq
@@ -30,7 +30,7 @@ from kvm2.handle import packed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kvm2.board.bus import MmioDevice
+    from kvm2.board.bus import StatefulDevice
     from kvm2.board.kernel_image import KernelImage
     from kvm2.board.loader import Image
     from kvm2.board.virtio.device import Device as VirtioDevice
@@ -104,9 +104,9 @@ class LinuxMachine(Board):
         self.dtb = self._tree(Chosen())
 
     @property
-    def devices(self) -> dict[str, MmioDevice]:
+    def devices(self) -> dict[str, StatefulDevice]:
         """The devices by name: "uart", "rtc", "virtio0", ..."""
-        return {place.name: place.device for place in self.bus.places.values()}
+        return {place.name: cast("StatefulDevice", place.device) for place in self.bus.places.values()}
 
     def line(self, spi: int) -> Callable[[bool], None]:
         """A function that sets the level of a shared interrupt, from any thread (KVM_IRQ_LINE)."""
@@ -194,7 +194,7 @@ class LinuxMachine(Board):
 
     def state(self) -> dict[str, Any]:
         """The devices' states by name, JSON-able; while the vCPUs do not run."""
-        return {name: device.state() for name, device in self.devices.items()}  # type: ignore[attr-defined]
+        return {name: device.state() for name, device in self.devices.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """What `state` gave, on a machine made in the same way. UsageError where the devices are others."""
@@ -205,7 +205,7 @@ class LinuxMachine(Board):
                 f"{', '.join(sorted(devices))}: make it with the same"
             )
         for name, device in devices.items():
-            device.restore(state[name])  # type: ignore[attr-defined]
+            device.restore(state[name])
 
     def close(self) -> None:
         """Close the devices, the vCPUs and the VM."""
