@@ -180,3 +180,16 @@ def test_a_host_without_the_new_call_restores_what_it_made_by_a_type_word(tmp_pa
             snapshot.save(machine, tmp_path / "s")
         with snapshot.restore(kvm, snapshot.read(tmp_path / "s")) as machine:
             assert machine.ipa_bits == 36
+
+
+def test_a_gicv2s_sgi_keeps_its_senders_and_nobody_else(tmp_path: Path) -> None:
+    path = tmp_path / "v2.kvm2"
+    with make("raspberry-pi-4", cpus=2) as machine:
+        assert machine.gic.version == 2 and machine.gic.device is not None
+        # GICD_SPENDSGIR0 of vCPU 0: SGI 3, from vCPU 1.
+        machine.gic.device.set_device_attr(1, 0xF20, (0x2 << 24).to_bytes(4, "little"))
+        snapshot.save(machine, path)
+    with snapshot.restore(kvm2.open("raspberry-pi-4"), snapshot.read(path)) as again:
+        assert again.gic.device is not None
+        assert again.gic.device.get_device_attr(1, 0xF20, 4) == (0x2 << 24).to_bytes(4, "little")
+        assert again.gic.device.get_device_attr(1, 0x200, 4) == (1 << 3).to_bytes(4, "little")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _KINDS: Final = ("IGROUPR", "ITARGETSR", "IROUTER", "ICFGR", "IPRIORITYR", "ISPENDR", "ISACTIVER", "ISENABLER")
 _CLEARED_BEFORE: Final = {"ISENABLER": "ICENABLER"}  # SGIs are enabled from the start
 _V2_SGI_SENDERS: Final = ("SPENDSGIR",)
+SGIS: Final = 0xFFFF  # of the first word of a register with a bit for each interrupt
 # What a CPU interface has; the priority mask and the groups come last, and let interrupts through.
 CPU_SYSREGS: Final = (
     *(sr.ICC_SRE_EL1, sr.ICC_CTLR_EL1, sr.ICC_BPR0_EL1, sr.ICC_BPR1_EL1, sr.ICC_AP0R0_EL1, sr.ICC_AP1R0_EL1),
@@ -54,9 +55,9 @@ class GicState:
 
     @staticmethod
     def _words(register: Register, first: int, last: int) -> Iterator[int]:
-        """The offsets of the words that hold interrupts `first` to `last` - 1."""
+        """The offsets of the words that hold interrupts `first` to `last` - 1, as far as the register has them."""
         start = register.offset + (first - register.first) * register.bits // 8
-        end = register.offset + (last - register.first) * register.bits // 8
+        end = register.offset + min((last - register.first) * register.bits // 8, register.length)
         yield from range(start, end, 4)
 
     def _rows(self, frame: Frame, kinds: tuple[str, ...]) -> list[Register]:
@@ -78,6 +79,13 @@ class GicState:
 
     def _get(self, group: int, attr: int, size: int = 4) -> int:
         return int.from_bytes(self._device.get_device_attr(group, attr, size), "little")
+
+    def _value(self, group: int, attr: int, register: Register, offset: int) -> int:
+        value = self._get(group, attr)
+        if self.gic.version == 2 and "ISPENDR" in register.name and offset == register.offset:
+            # A pending SGI is kept by its senders: setting it here would add this vCPU to them.
+            value &= ~SGIS
+        return value
 
     def _set(self, group: int, attr: int, value: int, size: int = 4) -> None:
         self._device.set_device_attr(group, attr, value.to_bytes(size, "little"))
@@ -106,7 +114,7 @@ class GicState:
             for group, vcpu, frame, first, last in self._groups()
             for register in self._rows(frame, kinds)
             for offset in self._words(register, first, last)
-            if (value := self._get(group, vcpu | offset)) or "ISENABLER" in register.name
+            if (value := self._value(group, vcpu | offset, register, offset)) or "ISENABLER" in register.name
         ]
         group = va.KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO
         if self.gic.version == 3:
